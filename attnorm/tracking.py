@@ -1,0 +1,198 @@
+"""What a person sees of a run: progress bar, log files, TensorBoard, ``metrics.jsonl``.
+
+Rank 0 alone writes; on other ranks a tracker is silent, and only their log files exist.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn
+
+from attnorm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
+
+# TensorBoard tags by metric name: one page for training, one for evaluation, one for the machine.
+TAGS = {
+    "train": {
+        "loss": "train/loss",
+        "top1_error": "train/top1_error",
+        "lr": "train/lr",
+        "grad_norm": "train/grad_norm",
+        "scaler_scale": "train/scaler_scale",
+        "images_per_second": "speed/images_per_second",
+        "data_wait": "speed/data_wait",
+        "peak_memory_mib": "speed/peak_memory_mib",
+    },
+    "eval": {"loss": "val/loss", "top1_error": "val/top1_error", "top5_error": "val/top5_error"},
+}
+
+
+def setup_logging(run_dir: Path, rank: int, console: Console) -> None:
+    """Log to ``log/rankN.log``, and on rank 0 to the console as well."""
+    folder = run_dir / "log"
+    folder.mkdir(exist_ok=True)
+    to_file = logging.FileHandler(folder / f"rank{rank}.log")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers: list[logging.Handler] = [to_file]
+    if rank == 0:
+        handlers.append(_console_handler(console))
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.captureWarnings(True)
+
+
+def _console_handler(console: Console) -> logging.Handler:
+    if console.is_terminal:  # goes above the progress bar instead of through it
+        return RichHandler(console=console, show_path=False, show_level=False, markup=False)
+    handler = logging.StreamHandler(console.file)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    return handler
+
+
+class Tracker:
+    """The record of one run, in its folder and on the terminal.
+
+    ``start_step`` is where a continued run goes on: what an interrupted part recorded beyond it is
+    dropped, since those steps happen again.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        enabled: bool,
+        tensorboard: bool = True,
+        console: Console | None = None,
+        start_step: int = 0,
+    ) -> None:
+        self.enabled = enabled
+        self.console = console or Console()
+        self.metrics_path = run_dir / "metrics.jsonl"
+        self._writer: SummaryWriter | None = None
+        self._progress: Progress | None = None
+        self._status = "starting"
+        if not enabled:
+            return
+        _drop_after(self.metrics_path, start_step)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # a second of imports
+
+            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step)
+
+    def start(self, total_epochs: int) -> None:
+        """Show the progress bar, where the console is a terminal."""
+        if not (self.enabled and self.console.is_terminal):
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[status]}"),
+        )
+        self._progress = Progress(*columns, console=self.console, transient=True)
+        self._task = self._progress.add_task(f"epoch 0/{total_epochs}", status="starting")
+        self._progress.start()
+
+    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl`` and its numbers to TensorBoard."""
+        if not self.enabled:
+            return
+        line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._writer is not None:
+            for name, tag in TAGS.get(kind, {}).items():
+                if values.get(name) is not None:
+                    self._writer.add_scalar(tag, values[name], step)
+
+    def text(self, tag: str, text: str) -> None:
+        """A page of text in TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_text(tag, f"```yaml\n{text}\n```")
+
+    def train(self, step: int, values: Mapping[str, Any]) -> None:
+        """A training interval: recorded, and one line on a plain console."""
+        self.record("train", step, values)
+        self._status = train_status(values)
+        if self.enabled and self._progress is None:
+            logger.info("%s", _train_line(values))
+
+    def progress(self, epoch: int, epochs: int, done: int, total: int) -> None:
+        """Move the bar; costs nothing where there is none."""
+        if self._progress is not None:
+            self._progress.update(
+                self._task,
+                description=f"epoch {epoch}/{epochs} step {done}/{total}",
+                completed=done,
+                total=total,
+                status=self._status,
+            )
+
+    def close(self) -> None:
+        """Flush TensorBoard and take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def train_status(values: Mapping[str, Any]) -> str:
+    """The numbers of a training interval in one short line."""
+    return (
+        f"loss {values['loss']:.3f}  top-1 error {values['top1_error']:.1f} %"
+        f"  lr {values['lr']:.4g}  {values['images_per_second']:,.0f} img/s"
+        f"  eta {timedelta(seconds=round(values['eta_seconds']))}"
+    )
+
+
+def _train_line(values: Mapping[str, Any]) -> str:
+    return (
+        f"epoch {values['epoch']}/{values['epochs']} step {values['step_in_epoch']}"
+        f"/{values['steps_per_epoch']}  {train_status(values)}"
+    )
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep events and the lines up to ``step``; a line that a kill cut short goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if entry["kind"] == "event" or entry["step"] <= step:
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    try:
+        write_text(path, json.dumps(values, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error

@@ -1,0 +1,1 @@
+"""Training, evaluation and checkpoints; knows nothing of architectures and loaders."""

@@ -1,0 +1,135 @@
+"""Checkpoints: written whole or not at all, read without running any of their code.
+
+A checkpoint is a dict of tensors and plain containers, so ``torch.load(..., weights_only=True)``
+reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnorm.errors import UserError
+
+FORMAT = "attnorm/1"
+REQUIRED = ("format", "model", "config", "class_names", "epoch", "step")
+
+# Keys that may change between the parts of a run without changing its result.
+FREE_KEYS = (
+    "name",
+    "resume",
+    "device",
+    "compile",
+    "tracking.",
+    "loader.prefetch",
+    "data.root",
+    "data.workers",
+    "arch.pretrained",
+)
+
+
+def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Write to a temporary name, flush to the disk, then rename: ``path`` is always whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link_checkpoint(source: Path, target: Path) -> None:
+    """Make ``target`` the same checkpoint as ``source``, without writing it a second time.
+
+    ``source`` may be replaced later: a replaced name leaves the linked content alone.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this project.
+
+    Raises:
+        UserError: no such file, not readable, truncated, or not one of this project's.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint={path} does not exist: check the path.")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"checkpoint={path} cannot be read: it is damaged or not a checkpoint ({reason[:120]})."
+            "\nUse another checkpoint of the run, or start the run again under another name."
+        ) from error
+    except OSError as error:
+        raise UserError(f"checkpoint={path} cannot be read: {error.strerror}.") from error
+    missing = [key for key in REQUIRED if not isinstance(state, dict) or key not in state]
+    if missing or state["format"] != FORMAT:
+        raise UserError(
+            f"checkpoint={path} was not written by attnorm's trainer (it has no {missing[0]!r})."
+            if missing
+            else f"checkpoint={path} has format {state['format']!r}, this version reads {FORMAT!r}."
+        )
+    return dict(state)
+
+
+def load_weights(model: torch.nn.Module, state: Mapping[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights into ``model``, which must be exactly the model they came from.
+
+    Raises:
+        UserError: another architecture, normalizer or number of classes.
+    """
+    own = model.state_dict()
+    stored = state["model"]
+    wrong = [key for key in own if key not in stored] + [key for key in stored if key not in own]
+    wrong += [key for key in own if key in stored and own[key].shape != stored[key].shape]
+    if wrong:
+        raise UserError(
+            f"checkpoint={path} holds another model: {len(wrong)} tensors do not fit, the first is"
+            f" {wrong[0]}.\nBuild the model with the arch, norm and data.num_classes it was trained"
+            " with."
+        )
+    model.load_state_dict(stored)
+
+
+def config_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Fields that change a run's result and differ, as "key: stored -> wanted"."""
+    old, new = _flatten(stored), _flatten(wanted)
+    return [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(FREE_KEYS)
+    ]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,75 @@
+"""Single-crop top-1 and top-5 error over a whole data set, exact on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attnorm import distributed
+from attnorm.training.precision import Precision
+
+
+class BatchLoader(Protocol):
+    """What training and evaluation need of a loader: batches of (images, labels) on the device."""
+
+    @property
+    def num_images(self) -> int:
+        """Images in the data set, over all processes."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch on this process."""
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from ``start_batch`` on."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors in percent, mean cross-entropy, and the number of images that they are over."""
+
+    top1_error: float
+    top5_error: float | None  # None with fewer than five classes, where it would say nothing
+    loss: float
+    images: int
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loader: BatchLoader, precision: Precision, device: torch.device
+) -> Evaluation:
+    """Evaluate ``model`` on every image of ``loader``, each counted once.
+
+    Raises:
+        RuntimeError: the processes together did not see exactly ``loader.num_images`` images.
+    """
+    was_training = model.training
+    model.eval()
+    # Loss, correct at 1, correct at 5, images: float64 counts exactly to 2**53.
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    num_classes = 0
+    for images, labels in loader.epoch(0):
+        with precision.autocast():
+            logits = model(images)
+        logits = logits.float()
+        num_classes = logits.shape[1]
+        hits = logits.topk(min(5, num_classes)).indices == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        totals += torch.stack(
+            (loss.double(), hits[:, 0].sum(), hits.sum(), loss.new_tensor(len(labels)))
+        )
+    model.train(was_training)
+    distributed.all_reduce_sum(totals)
+    loss_sum, top1, top5, seen = totals.tolist()
+    if int(seen) != loader.num_images:
+        raise RuntimeError(f"evaluated {int(seen)} images of a data set of {loader.num_images}")
+    return Evaluation(
+        top1_error=100.0 * (1.0 - top1 / seen),
+        top5_error=100.0 * (1.0 - top5 / seen) if num_classes >= 5 else None,
+        loss=loss_sum / seen,
+        images=int(seen),
+    )

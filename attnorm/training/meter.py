@@ -1,0 +1,78 @@
+"""What a training loop measures between two log lines, without stopping the device."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnorm import distributed
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Averages over the images of all processes since the last reading."""
+
+    loss: float
+    top1_error: float
+    images_per_second: float
+    data_wait: float
+    first_bad_step: int | None  # first step with a loss that is not finite
+
+
+class TrainMeter:
+    """Sums of loss, correct answers and images, kept on the device until they are read.
+
+    Reading them waits for the device once; every process must read at the same steps.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self._never = torch.iinfo(torch.int64).max
+        self._first_bad = torch.full((), self._never, dtype=torch.int64, device=device)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Forget the time that passed outside training steps (an evaluation, a checkpoint)."""
+        self._started = time.perf_counter()
+        self.waiting_seconds = 0.0
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> None:
+        """Count one micro-batch: mean loss [], logits (N, classes), labels (N,)."""
+        loss = loss.detach()
+        correct = (logits.detach().argmax(1) == labels).sum()
+        images = labels.numel()
+        self._sums += torch.stack(
+            (loss.double() * images, correct.double(), loss.new_tensor(images))
+        )
+        bad = torch.where(loss.isfinite(), self._never, step)
+        self._first_bad = torch.minimum(self._first_bad, bad)
+
+    def read(self) -> Interval:
+        """Averages since the last reading, over all processes."""
+        sums = distributed.all_reduce_sum(self._sums)
+        loss, correct, images = sums.tolist()
+        seconds = time.perf_counter() - self._started
+        first_bad = min(distributed.gather_objects(int(self._first_bad)))
+        interval = Interval(
+            loss=loss / images,
+            top1_error=100.0 * (1.0 - correct / images),
+            images_per_second=images / seconds,
+            data_wait=self.waiting_seconds / seconds,
+            first_bad_step=None if first_bad == self._never else first_bad,
+        )
+        self._sums = torch.zeros_like(self._sums)
+        self.restart_clock()
+        return interval
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held so far in MiB: by tensors on a GPU, by the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,81 @@
+"""The paper's optimizer and learning-rate curve (§4.1): SGD, linear scaling, cosine by iteration."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from attnorm.config import OptimConfig, ScheduleConfig
+from attnorm.norms import Normalization
+
+REFERENCE_BATCH = 512  # the paper's 4 GPUs × 128 images, for which optim.lr is given
+
+NORMALIZERS = (
+    Normalization,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, norm_weight_decay: bool
+) -> list[dict[str, object]]:
+    """Two groups, "weights" and "norm", that hold every trainable parameter exactly once.
+
+    "norm" holds what a normalizer owns directly: scales and offsets, an AN layer's [K, C] mixture
+    included. Its attention head is made of ordinary layers and counts as weights. A parameter that
+    two modules share is filed where it is met first.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"weights": [], "norm": []}
+    seen: set[int] = set()
+    for module in model.modules():
+        group = groups["norm" if isinstance(module, NORMALIZERS) else "weights"]
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                group.append(parameter)
+    decay = {"weights": weight_decay, "norm": weight_decay if norm_weight_decay else 0.0}
+    return [
+        {"name": name, "params": params, "weight_decay": decay[name]}
+        for name, params in groups.items()
+        if params
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
+    """SGD over :func:`parameter_groups`; one kernel for all parameters where torch has it."""
+    return torch.optim.SGD(
+        parameter_groups(model, config.weight_decay, config.norm_weight_decay),
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        fused=True,
+    )
+
+
+def base_learning_rate(config: OptimConfig, global_batch: int) -> float:
+    """``optim.lr`` scaled linearly from 512 images to the global batch."""
+    return config.lr * global_batch / REFERENCE_BATCH
+
+
+def learning_rate(
+    config: ScheduleConfig, base: float, step: int, total_steps: int, steps_per_epoch: int
+) -> float:
+    """The learning rate of iteration ``step`` (counted from 0).
+
+    Linear warmup reaches ``base`` at its end; the cosine then falls from ``base`` to ``final_lr``,
+    which it would reach at ``total_steps``.
+    """
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup_steps:
+        return base * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return config.final_lr + (base - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value

@@ -1,0 +1,48 @@
+"""Which floating-point format a step computes in, and the loss scaling that goes with it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from attnorm.errors import UserError
+
+AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """fp32, or automatic mixed precision in fp16 or bf16 (weights and statistics stay fp32)."""
+
+    name: str
+    device_type: str
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """The format in which a loader should deliver images."""
+        return AUTOCAST_DTYPES.get(self.name, torch.float32)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the forward pass and the loss run."""
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device_type, AUTOCAST_DTYPES[self.name])
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A loss scaler; it does nothing unless the format is fp16."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """``auto`` is the paper's fp16 on a GPU and fp32 on a CPU, where half formats are slower.
+
+    Raises:
+        UserError: fp16 without a GPU.
+    """
+    if name == "auto":
+        name = "fp16" if device.type == "cuda" else "fp32"
+    if name == "fp16" and device.type != "cuda":
+        raise UserError("precision=fp16 needs a GPU: use precision=fp32 or auto on a CPU.")
+    return Precision(name, device.type)

@@ -1,0 +1,76 @@
+"""``make demo``: train, evaluate and compare ResNet-50-AN and -BN on the built-in digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSOLE = Console(highlight=False, soft_wrap=True)
+NORMS = ("an", "bn")
+
+
+def run_dir(norm: str) -> Path:
+    return Path("runs") / f"demo_resnet50_{norm}"
+
+
+def command(*arguments: str) -> None:
+    """Run a command of the project as a person would, and show it."""
+    CONSOLE.print(f"\n$ python {' '.join(arguments)}", style="bold")
+    finished = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
+    if finished.returncode:
+        sys.exit(finished.returncode)
+
+
+def throughput(folder: Path) -> float:
+    """Median images per second of the run's training intervals after the first."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    speeds = sorted(line["images_per_second"] for line in lines if line["kind"] == "train")
+    return speeds[len(speeds) // 2]
+
+
+def show() -> None:
+    """The table, and where to look next."""
+    table = Table(title="ResNet-50 on digits, 32², trained from scratch", title_justify="left")
+    for column in ("model", "parameters", "top-1 error", "top-5 error", "training img/s"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for norm in NORMS:
+        folder = ROOT / run_dir(norm)
+        evaluation = json.loads((folder / "eval.json").read_text())
+        result = json.loads((folder / "result.json").read_text())
+        table.add_row(
+            f"ResNet-50-{norm.upper()}",
+            f"{result['parameters']:,}",
+            f"{evaluation['top1_error']:.2f} %",
+            f"{evaluation['top5_error']:.2f} %",
+            f"{throughput(folder):.0f}",
+        )
+    CONSOLE.print()
+    CONSOLE.print(table)
+    CONSOLE.print("\nrun folders    runs/demo_resnet50_an  runs/demo_resnet50_bn")
+    CONSOLE.print("curves         .venv/bin/tensorboard --logdir runs")
+    CONSOLE.print(
+        "on ImageNet    .venv/bin/torchrun --standalone --nproc-per-node=8 train.py arch=resnet50"
+        " norm=an data=imagenet data.root=/path/to/imagenet batch_size=64"
+    )
+
+
+def main() -> None:
+    started = time.monotonic()
+    for norm in NORMS:
+        command("train.py", "+experiment=demo", f"norm={norm}")
+        command("eval.py", f"checkpoint={run_dir(norm)}/best.pt")
+    show()
+    CONSOLE.print(f"\ntook {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    main()

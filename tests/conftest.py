@@ -1,0 +1,77 @@
+"""Shared by all tests: composed configs, small runs, and the entry points as real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from attnorm import config as schema
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A run of two epochs over two steps each: as short as the whole pipeline goes.
+SHORT = [
+    "epochs=2",
+    "batch_size=16",
+    "tracking.log_every=1",
+    "tracking.tensorboard=false",
+    "arch=mobilenetv2",
+    "loader=torch",
+    "data.workers=0",
+]
+
+
+def compose_config(*overrides: str) -> schema.Config:
+    """The typed config that ``train.py`` gets from these arguments."""
+    schema.register_schemas()
+    with initialize_config_dir(str(schema.config_directory()), version_base="1.3"):
+        return schema.from_omegaconf(compose("train", overrides=list(overrides)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The digits are built once per test session, outside the user's own cache."""
+    previous = os.environ.get("ATTNORM_CACHE")
+    os.environ["ATTNORM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if previous is None:
+        del os.environ["ATTNORM_CACHE"]
+    else:
+        os.environ["ATTNORM_CACHE"] = previous
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``train.py`` or ``eval.py`` as a person does, in an empty folder.
+
+    ``processes`` above 1 goes through torchrun.
+    """
+
+    def run(
+        script: str, *arguments: str, processes: int = 1, timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        launcher = [sys.executable]
+        if processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone"]
+            launcher += [f"--nproc-per-node={processes}"]
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": "200"}
+        if processes > 1:
+            environment["OMP_NUM_THREADS"] = "1"
+        return subprocess.run(
+            [*launcher, str(ROOT / script), *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

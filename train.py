@@ -1,0 +1,190 @@
+"""Train a model: ``python train.py [group=option ...] [key=value ...]``, or under ``torchrun``."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from attnorm import config as schema
+from attnorm import distributed
+from attnorm.data import build as data
+from attnorm.errors import UserError, exit_on_user_error
+from attnorm.models.build import build_model
+from attnorm.tracking import Tracker, setup_logging, write_text
+from attnorm.training import checkpoint
+from attnorm.training.precision import resolve_precision
+from attnorm.training.trainer import Trainer
+
+logger = logging.getLogger("attnorm.train")
+
+schema.register_schemas()
+OmegaConf.register_new_resolver(
+    "rank0", lambda value: value if distributed.rank() == 0 else None, replace=True
+)
+
+
+class Preflight(Callback):
+    """Refuse what cannot work before Hydra creates the run directory."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        composed = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        with exit_on_user_error():
+            check(prepare(schema.from_omegaconf(composed)), Path(config.hydra.run.dir))
+
+
+def prepare(config: schema.Config) -> schema.Config:
+    """Fill in what depends on this machine and on the data set: precision, number of classes."""
+    process = distributed.current_process(config.device)
+    precision = resolve_precision(config.precision, process.device).name
+    data.check(
+        config.data,
+        config.loader,
+        batch_size=config.batch_size,
+        world_size=process.world_size,
+    )
+    classes = data.num_classes(config.data, config.loader)
+    return replace(config, precision=precision, data=replace(config.data, num_classes=classes))
+
+
+def check(config: schema.Config, run_dir: Path) -> None:
+    """Refuse a run folder that cannot be written or holds another run.
+
+    Raises:
+        UserError: with the folder and the way out.
+    """
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not _is_writable(existing):
+        raise UserError(
+            f"hydra.run.dir={run_dir} cannot be written ({existing} is not a writable folder):"
+            " choose another with name= or hydra.run.dir=."
+        )
+    if config.resume == "never" and (run_dir / "config.yaml").exists():
+        raise UserError(
+            f"resume=never: {run_dir} holds a run already; choose another name= or remove it."
+        )
+    if (run_dir / "last.pt").exists():
+        stored = checkpoint.load_checkpoint(run_dir / "last.pt")["config"]
+        differences = checkpoint.config_differences(stored, schema.to_container(config))
+        if differences:
+            raise UserError(
+                f"{run_dir} holds a run with another config ({'; '.join(differences)}).\n"
+                "Choose another name=, or pass the stored values to continue it."
+            )
+
+
+def _is_writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def run(config: schema.Config, run_dir: Path, console: Console | None = None) -> dict[str, Any]:
+    """Train the run of ``run_dir``, or go on with it; returns what its ``result.json`` holds."""
+    console = console or Console()
+    process = distributed.current_process(config.device)
+    config = prepare(config)
+    check(config, run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    setup_logging(run_dir, process.rank, console)
+    with distributed.process_group(process):
+        trainer = build_trainer(config, process, run_dir)
+        if (run_dir / "last.pt").exists():
+            state = checkpoint.load_checkpoint(run_dir / "last.pt")
+            trainer.load_state_dict(state, run_dir / "last.pt")
+            if trainer.epoch == config.epochs:
+                logger.info("%s is already finished.", run_dir)
+                summarize(trainer, console)
+                return trainer.result()
+            logger.info("Continuing %s after epoch %d.", run_dir, trainer.epoch)
+        tracker = Tracker(
+            run_dir,
+            enabled=process.is_main,
+            tensorboard=config.tracking.tensorboard,
+            console=console,
+            start_step=trainer.step,
+        )
+        if process.is_main:
+            text = yaml.safe_dump(schema.to_container(config), sort_keys=False)
+            write_text(run_dir / "config.yaml", text)
+            tracker.text("config", text)
+        event = "continued" if trainer.epoch else "started"
+        tracker.record("event", trainer.step, {"event": event, "world_size": process.world_size})
+        result = trainer.fit(tracker)
+        summarize(trainer, console)
+        return result
+
+
+def build_trainer(config: schema.Config, process: distributed.Process, run_dir: Path) -> Trainer:
+    """Put the three wings together."""
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    torch.manual_seed(config.seed)
+    assert config.data.num_classes is not None, "prepare() fills it in"
+    model = build_model(config.arch, config.norm, config.data.num_classes)
+    placement: dict[str, Any] = {
+        "device": process.device,
+        "dtype": resolve_precision(config.precision, process.device).input_dtype,
+        "channels_last": config.channels_last,
+        "rank": process.rank,
+        "world_size": process.world_size,
+        "batch_size": config.batch_size,
+    }
+    class_names = data.class_names(config.data, config.loader)
+    train = data.build_train_loader(config.data, config.loader, seed=config.seed, **placement)
+    val = data.build_eval_loader(config.data, config.loader, class_names=class_names, **placement)
+    logger.info(
+        "%s with %s on %s, %s; %s loader (%s); %d + %d images, %d classes",
+        config.arch.name,
+        config.norm.name,
+        f"{process.world_size} × {process.device.type}",
+        config.precision,
+        train.name,
+        train.reason,
+        train.num_images,
+        val.num_images,
+        config.data.num_classes,
+    )
+    return Trainer(config, model, train, val, class_names, process, run_dir)
+
+
+def summarize(trainer: Trainer, console: Console) -> None:
+    """The final table, on rank 0."""
+    if not trainer.process.is_main:
+        return
+    table = Table(title=str(trainer.run_dir), title_justify="left")
+    for column in ("", "epoch", "top-1 error", "top-5 error", "loss"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, score in (("best", trainer.best), ("final", trainer.last)):
+        if score is not None:
+            top5 = "n/a" if score.top5_error is None else f"{score.top5_error:.2f} %"
+            table.add_row(
+                name, str(score.epoch), f"{score.top1_error:.2f} %", top5, f"{score.loss:.4f}"
+            )
+    console.print(table)
+    console.print(
+        f"python eval.py checkpoint={trainer.run_dir}/best.pt\n"
+        f"tensorboard --logdir {trainer.run_dir.parent}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(composed: DictConfig) -> None:
+    with exit_on_user_error():
+        run(schema.from_omegaconf(composed), Path(HydraConfig.get().run.dir))
+
+
+if __name__ == "__main__":
+    main()
