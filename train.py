@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +24,7 @@ from attnorm.data import build as data
 from attnorm.errors import UserError, exit_on_user_error
 from attnorm.models.build import build_model
 from attnorm.tracking import Tracker, setup_logging, write_text
-from attnorm.training import checkpoint
+from attnorm.training import checkpoint, optim
 from attnorm.training.precision import resolve_precision
 from attnorm.training.trainer import Trainer
 
@@ -39,13 +40,19 @@ class Preflight(Callback):
     """Refuse what cannot work before Hydra creates the run directory."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        composed = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        composed = copy.deepcopy(config)
+        with open_dict(composed):
+            del composed["hydra"]
         with exit_on_user_error():
             check(prepare(schema.from_omegaconf(composed)), Path(config.hydra.run.dir))
 
 
 def prepare(config: schema.Config) -> schema.Config:
-    """Fill in what depends on this machine and on the data set: precision, number of classes."""
+    """Fill in what depends on this machine and on the data set: precision, number of classes.
+
+    Raises:
+        UserError: the device, the data or the model of the config cannot be had.
+    """
     process = distributed.current_process(config.device)
     precision = resolve_precision(config.precision, process.device).name
     data.check(
@@ -54,7 +61,11 @@ def prepare(config: schema.Config) -> schema.Config:
         batch_size=config.batch_size,
         world_size=process.world_size,
     )
+    images = data.num_images(config.data, config.loader, training=True)
+    optim.steps_per_epoch(images // (config.batch_size * process.world_size), config)
     classes = data.num_classes(config.data, config.loader)
+    with torch.device("meta"):  # costs no memory, and names that do not fit show
+        build_model(config.arch, config.norm, classes, load_pretrained=False)
     return replace(config, precision=precision, data=replace(config.data, num_classes=classes))
 
 
@@ -180,7 +191,7 @@ def summarize(trainer: Trainer, console: Console) -> None:
     )
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(schema.config_directory()), config_name="train")
 def main(composed: DictConfig) -> None:
     with exit_on_user_error():
         run(schema.from_omegaconf(composed), Path(HydraConfig.get().run.dir))

@@ -160,7 +160,13 @@ class DataConfig:
     horizontal_flip: bool = True
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    # Processes of the torch loader (0: none), threads of DALI.
     workers: int = 4
+    # Put the next image in the place of one that cannot be decoded, instead of stopping.
+    skip_broken: bool = False
+    # The size of the data set that loader=synthetic stands in for.
+    num_train_images: int = 10_000
+    num_val_images: int = 1_000
 
     def __post_init__(self) -> None:
         _require_choice("data.source", self.source, ("folder", "digits"))
@@ -183,6 +189,8 @@ class DataConfig:
             _require(len(values) == 3, key, values, "three numbers, one per colour channel")
         _require(min(self.std) > 0, "data.std", self.std, "three positive numbers")
         _require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        for key in ("num_train_images", "num_val_images"):
+            _require(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "at least 1")
 
     def _pair(self, name: str) -> tuple[float, float]:
         values = getattr(self, name)
@@ -193,11 +201,16 @@ class DataConfig:
 @dataclass
 class LoaderConfig:
     name: str = MISSING
+    # Batches decoded ahead (per worker process with torch).
     prefetch: int = 2
+    # Images of an epoch of loader=synthetic; null for as many as the data set has.
+    images: int | None = None
 
     def __post_init__(self) -> None:
         _require_choice("loader.name", self.name, ("auto", "dali", "torch", "synthetic"))
         _require(self.prefetch >= 1, "loader.prefetch", self.prefetch, "at least 1")
+        if self.images is not None:
+            _require(self.images >= 1, "loader.images", self.images, "at least 1")
 
 
 @dataclass
@@ -341,7 +354,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
     for name, schema in NORM_SCHEMAS.items():
-        store.store(group="norm", name=name, node=schema)
+        store.store(group="norm/schema", name=name, node=schema)
 
 
 def from_omegaconf(composed: DictConfig) -> Config:
@@ -396,14 +409,14 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
 def load_arch(name: str, **overrides: Any) -> ArchConfig:
     """``configs/arch/NAME.yaml`` with ``overrides``, for use without Hydra."""
     values = load_group("arch", name)
-    return _instantiate(OmegaConf.merge(ArchConfig, values, overrides), ArchConfig)
+    return _instantiate(_merge(ArchConfig, values, overrides), ArchConfig)
 
 
 def load_norm(name: str, **overrides: Any) -> NormConfig:
     """``configs/norm/NAME.yaml`` with ``overrides``, for use without Hydra."""
     values = load_group("norm", name)
-    schema = NORM_SCHEMAS[values.pop("defaults")[0]]
-    return _instantiate(OmegaConf.merge(schema, values, overrides), schema)
+    schema = NORM_SCHEMAS[_schema_name(values.pop("defaults"))]
+    return _instantiate(_merge(schema, values, overrides), schema)
 
 
 def load_group(group: str, name: str) -> dict[str, Any]:
@@ -422,6 +435,11 @@ def load_group(group: str, name: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def _schema_name(defaults: list[str]) -> str:
+    """``attentive_norm`` of a defaults list ``[schema/attentive_norm@_here_]``."""
+    return defaults[0].removeprefix("schema/").removesuffix("@_here_")
+
+
 def _norm_schema(norm: Mapping[str, Any]) -> type[NormConfig]:
     """The schema whose fields are exactly the stored ones (a checkpoint has no defaults list)."""
     for schema in NORM_SCHEMAS.values():
@@ -430,6 +448,13 @@ def _norm_schema(norm: Mapping[str, Any]) -> type[NormConfig]:
     raise UserError(
         f"The stored norm config has keys no normalizer of this version has: {sorted(norm)}."
     )
+
+
+def _merge(schema: type[Any], values: dict[str, Any], overrides: dict[str, Any]) -> Any:
+    try:
+        return OmegaConf.merge(schema, values, overrides)
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error)) from error
 
 
 def _instantiate(config: Any, schema: type[T]) -> T:

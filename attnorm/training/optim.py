@@ -1,4 +1,4 @@
-"""The paper's optimizer and learning-rate curve (§4.1): SGD, linear scaling, cosine by iteration."""
+"""The paper's optimizer and learning rate (§4.1): SGD, linear scaling, cosine by iteration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import torch
 from torch import nn
 
-from attnorm.config import OptimConfig, ScheduleConfig
+from attnorm.config import Config, OptimConfig, ScheduleConfig
+from attnorm.errors import UserError
 from attnorm.norms import Normalization
 
 REFERENCE_BATCH = 512  # the paper's 4 GPUs × 128 images, for which optim.lr is given
@@ -74,6 +75,20 @@ def learning_rate(
         return base * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return config.final_lr + (base - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def steps_per_epoch(batches: int, config: Config) -> int:
+    """Optimizer steps in an epoch of ``batches``; batches that do not fill a step are left out.
+
+    Raises:
+        UserError: they fill none.
+    """
+    if batches < config.grad_accumulation:
+        raise UserError(
+            f"grad_accumulation={config.grad_accumulation} needs more batches than an epoch has"
+            f" ({batches}): lower it, or batch_size={config.batch_size}."
+        )
+    return batches // config.grad_accumulation
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

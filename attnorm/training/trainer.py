@@ -69,12 +69,7 @@ class Trainer:
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.train.label_smoothing)
 
         self.global_batch = config.batch_size * process.world_size * config.grad_accumulation
-        self.steps_per_epoch = len(train_loader) // config.grad_accumulation
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"grad_accumulation={config.grad_accumulation} needs more batches than an epoch has"
-                f" ({len(train_loader)}): lower it or batch_size={config.batch_size}."
-            )
+        self.steps_per_epoch = optim.steps_per_epoch(len(train_loader), config)
         self.total_steps = config.epochs * self.steps_per_epoch
         self.base_lr = optim.base_learning_rate(config.optim, self.global_batch)
         self.epoch = 0  # epochs completed

@@ -1,0 +1,1 @@
+"""Ratio tables: layers, models, loaders, training loops."""

@@ -1,0 +1,212 @@
+"""Whole runs through the composed config: train, continue, evaluate, on real JPEGs."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+
+import eval as evaluation
+import train
+from attnorm import config as schema
+from attnorm.errors import UserError
+from attnorm.training import checkpoint
+from tests.conftest import SHORT, compose_config
+
+Start = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder of three colours: 3 × 12 training and 3 × 5 validation JPEGs of 40 × 36."""
+    root = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 12), ("val", 5)):
+        for index, name in enumerate(("blue", "green", "red")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(0, 90, (36, 40, 3), generator=generator, dtype=torch.uint8)
+                pixels[..., 2 - index] += 120
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.jpg", quality=95)
+    return root
+
+
+def _folder_config(photos: Path, *overrides: str) -> schema.Config:
+    data = ["data=folder", f"data.root={photos}", "data.image_size=64", "data.resize_size=64"]
+    return compose_config(*SHORT, *data, "batch_size=6", "optim.lr=0.05", *overrides)
+
+
+def _run(config: schema.Config, folder: Path) -> tuple[dict[str, Any], str]:
+    output = io.StringIO()
+    result = train.run(config, folder, Console(file=output, width=120))
+    return result, output.getvalue()
+
+
+def _lines(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "sn", "se", "an"])
+def test_each_normalizer_trains_on_digits_and_its_checkpoint_evaluates(
+    norm: str, tmp_path: Path
+) -> None:
+    config = compose_config(*SHORT, f"norm={norm}", "epochs=1", "batch_size=64", "optim.lr=0.4")
+    result, _ = _run(config, tmp_path / "run")
+    losses = [line["loss"] for line in _lines(tmp_path / "run", "train")]
+    assert len(losses) == 1437 // 64
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    evaluated = evaluation.run(tmp_path / "run" / "best.pt", ["loader=torch", "data.workers=0"])
+    assert evaluated.images == 360
+    assert evaluated.top1_error == pytest.approx(result["best"]["top1_error"])
+    assert evaluated.loss == pytest.approx(result["best"]["loss"], rel=1e-5)
+
+
+def test_a_run_folder_holds_what_the_contract_says(photos: Path, tmp_path: Path) -> None:
+    config = _folder_config(photos, "tracking.tensorboard=true")
+    result, printed = _run(config, tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        *("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "result.json"),
+        *("tensorboard", "log"),
+    }
+    assert [path.name for path in (tmp_path / "run" / "log").iterdir()] == ["rank0.log"]
+    stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert stored["data"]["num_classes"] == 3, "counted from the folder"
+    assert stored["precision"] == "fp32", "resolved from auto"
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert state["config"] == stored
+    assert state["class_names"] == ["blue", "green", "red"]
+    assert {"model", "optimizer", "scaler", "epoch", "best", "random", "versions"} <= state.keys()
+    assert result["final"]["top5_error"] is None, "three classes"
+    assert "n/a" in printed
+    assert "tensorboard --logdir" in printed
+    assert [line["step"] for line in _lines(tmp_path / "run", "train")] == list(range(1, 13))
+
+
+def test_tensorboard_gets_every_scalar_and_the_config(photos: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _run(_folder_config(photos, "tracking.tensorboard=true"), tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert scalars == {
+        *("train/loss", "train/top1_error", "train/lr", "train/grad_norm"),
+        *("speed/images_per_second", "speed/data_wait", "speed/peak_memory_mib"),
+        *("val/loss", "val/top1_error"),  # top-5 says nothing of three classes
+    }
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert logged == pytest.approx([line["loss"] for line in _lines(tmp_path, "train")])
+    assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_a_stopped_run_continues_at_the_next_epoch_and_ends_the_same(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _folder_config(photos, "epochs=3", "norm=an")
+    _run(config, tmp_path / "whole")
+
+    save = checkpoint.save_checkpoint
+    epochs: list[int] = []
+
+    def save_then_stop(state: dict[str, Any], path: Path) -> None:
+        save(state, path)
+        epochs.append(state["epoch"])
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_checkpoint", save_then_stop)
+        with pytest.raises(KeyboardInterrupt):
+            _run(config, tmp_path / "parts")
+    assert epochs == [1, 2]
+    result, printed = _run(config, tmp_path / "parts")
+    assert "after epoch 2" in printed
+
+    ends = [checkpoint.load_checkpoint(tmp_path / run / "last.pt") for run in ("whole", "parts")]
+    for name, value in ends[0]["model"].items():
+        assert torch.equal(value, ends[1]["model"][name]), name
+    assert ends[0]["last"] == ends[1]["last"] == result["final"]
+    steps = [line["step"] for line in _lines(tmp_path / "parts", "train")]
+    assert steps == list(range(1, 19)), "no step twice, none missing"
+
+
+def test_a_finished_run_says_so_and_trains_no_more(photos: Path, tmp_path: Path) -> None:
+    config = _folder_config(photos, "epochs=1")
+    result, _ = _run(config, tmp_path)
+    modified = (tmp_path / "last.pt").stat().st_mtime_ns
+    again, printed = _run(config, tmp_path)
+    assert "already finished" in printed
+    assert again == result
+    assert (tmp_path / "last.pt").stat().st_mtime_ns == modified
+
+
+def test_a_folder_with_another_run_is_refused_by_field_and_values(
+    photos: Path, tmp_path: Path
+) -> None:
+    _run(_folder_config(photos, "epochs=1"), tmp_path)
+    with pytest.raises(UserError, match=r"epochs: 1 -> 2; optim.lr: 0.05 -> 0.1"):
+        _run(_folder_config(photos, "epochs=2", "optim.lr=0.1"), tmp_path)
+    with pytest.raises(UserError, match="resume=never: .* holds a run already"):
+        _run(_folder_config(photos, "epochs=1", "resume=never"), tmp_path)
+    _run(_folder_config(photos, "epochs=1", "tracking.log_every=3"), tmp_path)
+
+
+def test_a_damaged_checkpoint_in_the_run_folder_is_refused(photos: Path, tmp_path: Path) -> None:
+    config = _folder_config(photos, "epochs=1")
+    _run(config, tmp_path)
+    content = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        _run(config, tmp_path)
+
+
+def test_two_processes_train_and_evaluate_every_image_once(start: Start, tmp_path: Path) -> None:
+    arguments = [*SHORT, "epochs=1", "batch_size=32", "name=pair", "norm=an"]
+    done = start("train.py", *arguments, processes=2)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "pair"
+    assert sorted(path.name for path in (run / "log").iterdir()) == ["rank0.log", "rank1.log"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pair"]
+    assert len(list(tmp_path.rglob(".hydra"))) == 1
+    assert _lines(run, "eval")[0]["images"] == 360
+    assert len(_lines(run, "train")) == 1437 // 64
+    assert _lines(run, "train")[0]["lr"] == pytest.approx(0.2 * 64 / 512)
+
+    options = ["checkpoint=runs/pair/best.pt", "loader=torch", "data.workers=0"]
+    assert start("eval.py", *options, "output=alone.json").returncode == 0
+    together = start("eval.py", *options, "output=together.json", "batch_size=7", processes=2)
+    assert together.returncode == 0, together.stderr
+    alone, pair = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("alone", "together"))
+    assert alone["images"] == pair["images"] == 360
+    assert alone["top1_error"] == pair["top1_error"] == _lines(run, "eval")[0]["top1_error"]
+    assert alone["top5_error"] == pair["top5_error"]
+    assert alone["loss"] == pytest.approx(pair["loss"], rel=1e-5)
+
+
+def test_two_processes_follow_the_loss_curve_of_one(
+    photos: Path, start: Start, tmp_path: Path
+) -> None:
+    """The same global batch, so the same images a step; batch statistics are over each half."""
+    settings = [*SHORT, "epochs=4", "norm=gn", "optim.lr=0.5", "data=folder"]
+    settings += [f"data.root={photos}", "data.image_size=32", "data.resize_size=32"]
+    one = start("train.py", *settings, "batch_size=12", "name=one")
+    two = start("train.py", *settings, "batch_size=6", "name=two", processes=2)
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    curves = [
+        [line["loss"] for line in _lines(tmp_path / "runs" / name, "train")]
+        for name in ("one", "two")
+    ]
+    assert len(curves[0]) == 12
+    # Group norm knows no batch: what remains is the order of float32 sums.
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
