@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from attnorm.errors import UserError, exit_on_user_error
 from attnorm.models.build import build_model
 from attnorm.tracking import Tracker, setup_logging, write_text
 from attnorm.training import checkpoint, optim
+from attnorm.training.interrupts import EXIT_INTERRUPTED, RunInterrupted
+from attnorm.training.keeper import load_newest
 from attnorm.training.precision import resolve_precision
 from attnorm.training.trainer import Trainer
 
@@ -85,8 +89,9 @@ def check(config: schema.Config, run_dir: Path) -> None:
         raise UserError(
             f"resume=never: {run_dir} holds a run already; choose another name= or remove it."
         )
-    if (run_dir / "last.pt").exists():
-        stored = checkpoint.load_checkpoint(run_dir / "last.pt")["config"]
+    newest, _ = load_newest(run_dir)
+    if newest is not None:
+        stored = newest[1]["config"]
         differences = checkpoint.config_differences(stored, schema.to_container(config))
         if differences:
             raise UserError(
@@ -108,31 +113,50 @@ def run(config: schema.Config, run_dir: Path, console: Console | None = None) ->
     run_dir.mkdir(parents=True, exist_ok=True)
     setup_logging(run_dir, process.rank, console)
     with distributed.process_group(process):
+        newest, damage = load_newest(run_dir)
+        for message in damage:
+            logger.warning("%s", message)
         trainer = build_trainer(config, process, run_dir)
-        if (run_dir / "last.pt").exists():
-            state = checkpoint.load_checkpoint(run_dir / "last.pt")
-            trainer.load_state_dict(state, run_dir / "last.pt")
+        if newest is not None:
+            path, state = newest
+            trainer.load_state_dict(state, path)
             if trainer.epoch == config.epochs:
                 logger.info("%s is already finished.", run_dir)
                 summarize(trainer, console)
-                return trainer.result()
-            logger.info("Continuing %s after epoch %d.", run_dir, trainer.epoch)
+                return finished_result(run_dir, trainer)
+            logger.info(
+                "Continuing from %s: epoch %d, step %d of %d.",
+                path,
+                trainer.epoch + 1,
+                trainer.step_in_epoch,
+                trainer.steps_per_epoch,
+            )
         tracker = Tracker(
             run_dir,
             enabled=process.is_main,
             tensorboard=config.tracking.tensorboard,
             console=console,
             start_step=trainer.step,
+            start_epoch=trainer.epoch,
         )
         if process.is_main:
             text = yaml.safe_dump(schema.to_container(config), sort_keys=False)
             write_text(run_dir / "config.yaml", text)
             tracker.text("config", text)
-        event = "continued" if trainer.epoch else "started"
+        event = "continued" if newest else "started"
         tracker.record("event", trainer.step, {"event": event, "world_size": process.world_size})
         result = trainer.fit(tracker)
         summarize(trainer, console)
         return result
+
+
+def finished_result(run_dir: Path, trainer: Trainer) -> dict[str, Any]:
+    """What the run wrote when it finished, or the same from its checkpoint."""
+    path = run_dir / "result.json"
+    if not path.exists():
+        return trainer.result()
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
 
 
 def build_trainer(config: schema.Config, process: distributed.Process, run_dir: Path) -> Trainer:
@@ -193,8 +217,13 @@ def summarize(trainer: Trainer, console: Console) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(schema.config_directory()), config_name="train")
 def main(composed: DictConfig) -> None:
-    with exit_on_user_error():
-        run(schema.from_omegaconf(composed), Path(HydraConfig.get().run.dir))
+    """Exit status: 0 finished, 2 a mistake, 75 stopped by a signal with its checkpoint written."""
+    try:
+        with exit_on_user_error():
+            run(schema.from_omegaconf(composed), Path(HydraConfig.get().run.dir))
+    except RunInterrupted as interrupted:
+        logger.info("Stopped by %s; the same command continues the run.", interrupted)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -297,6 +297,24 @@ class TrackingConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """When checkpoints are written, besides after every epoch, and how many stay."""
+
+    every_minutes: float | None = 15.0
+    every_steps: int | None = None
+    keep_last: int = 2
+    keep_best: int = 1
+
+    def __post_init__(self) -> None:
+        for key in ("every_minutes", "every_steps"):
+            value = getattr(self, key)
+            _require(value is None or value > 0, f"checkpoint.{key}", value, "positive or null")
+        for key in ("keep_last", "keep_best"):
+            value = getattr(self, key)
+            _require(value >= 1, f"checkpoint.{key}", value, "at least 1")
+
+
+@dataclass
 class Config:
     """One training run, whole."""
 
@@ -309,6 +327,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
     epochs: int = 120
     # Images per process and step; the global batch is this × processes × grad_accumulation.

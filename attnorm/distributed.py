@@ -73,8 +73,9 @@ def process_group(process: Process) -> Iterator[None]:
         yield
         return
     on_gpu = process.device.type == "cuda"
+    # gloo beside NCCL: what processes agree on between steps must not wait for the GPU.
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", device_id=process.device if on_gpu else None
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=process.device if on_gpu else None
     )
     try:
         yield
@@ -87,6 +88,15 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def agree(bits: int) -> int:
+    """The bitwise or of every process's ``bits``; does not wait for a GPU."""
+    if not dist.is_initialized():
+        return bits
+    shared = torch.tensor(bits)
+    dist.all_reduce(shared, dist.ReduceOp.BOR)
+    return int(shared)
 
 
 def broadcast_buffers(model: nn.Module) -> None:

@@ -10,13 +10,16 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from copy import copy
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from attnorm.errors import UserError
 
@@ -55,9 +58,15 @@ def setup_logging(run_dir: Path, rank: int, console: Console) -> None:
 
 
 def _console_handler(console: Console) -> logging.Handler:
+    handler: logging.Handler = logging.StreamHandler(console.file)
     if console.is_terminal:  # goes above the progress bar instead of through it
-        return RichHandler(console=console, show_path=False, show_level=False, markup=False)
-    handler = logging.StreamHandler(console.file)
+        handler = RichHandler(
+            console=console,
+            show_path=False,
+            show_level=False,
+            show_time=False,
+            highlighter=NullHighlighter(),
+        )
     handler.setFormatter(logging.Formatter("%(message)s"))
     return handler
 
@@ -65,8 +74,8 @@ def _console_handler(console: Console) -> logging.Handler:
 class Tracker:
     """The record of one run, in its folder and on the terminal.
 
-    ``start_step`` is where a continued run goes on: what an interrupted part recorded beyond it is
-    dropped, since those steps happen again.
+    ``start_step`` and ``start_epoch`` (epochs completed) are where a continued run goes on: what an
+    interrupted part recorded beyond them is dropped, since those steps happen again.
     """
 
     def __init__(
@@ -77,6 +86,7 @@ class Tracker:
         tensorboard: bool = True,
         console: Console | None = None,
         start_step: int = 0,
+        start_epoch: int = 0,
     ) -> None:
         self.enabled = enabled
         self.console = console or Console()
@@ -86,7 +96,7 @@ class Tracker:
         self._status = "starting"
         if not enabled:
             return
-        _drop_after(self.metrics_path, start_step)
+        _drop_after(self.metrics_path, start_step, start_epoch)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # a second of imports
 
@@ -96,13 +106,17 @@ class Tracker:
         """Show the progress bar, where the console is a terminal."""
         if not (self.enabled and self.console.is_terminal):
             return
+        fixed = Column(no_wrap=True, overflow="ignore")
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.description}", table_column=fixed),
+            BarColumn(bar_width=6, table_column=copy(fixed)),
+            TextColumn("{task.completed:.0f}/{task.total}", table_column=copy(fixed)),
+            TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
         )
         self._progress = Progress(*columns, console=self.console, transient=True)
-        self._task = self._progress.add_task(f"epoch 0/{total_epochs}", status="starting")
+        self._task = self._progress.add_task(
+            f"0/{total_epochs}", total=1, status=self._status
+        )
         self._progress.start()
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -134,7 +148,7 @@ class Tracker:
         if self._progress is not None:
             self._progress.update(
                 self._task,
-                description=f"epoch {epoch}/{epochs} step {done}/{total}",
+                description=f"{epoch}/{epochs}",
                 completed=done,
                 total=total,
                 status=self._status,
@@ -149,23 +163,29 @@ class Tracker:
 
 
 def train_status(values: Mapping[str, Any]) -> str:
-    """The numbers of a training interval in one short line."""
+    """The numbers of a training interval, short enough for a bar on 80 columns."""
     return (
-        f"loss {values['loss']:.3f}  top-1 error {values['top1_error']:.1f} %"
-        f"  lr {values['lr']:.4g}  {values['images_per_second']:,.0f} img/s"
-        f"  eta {timedelta(seconds=round(values['eta_seconds']))}"
+        f"loss {values['loss']:.3f} top-1 {values['top1_error']:.1f} %"
+        f" lr {values['lr']:.2g} {values['images_per_second']:,.0f} img/s"
+        f" eta {timedelta(seconds=round(values['eta_seconds']))}"
     )
 
 
 def _train_line(values: Mapping[str, Any]) -> str:
     return (
         f"epoch {values['epoch']}/{values['epochs']} step {values['step_in_epoch']}"
-        f"/{values['steps_per_epoch']}  {train_status(values)}"
+        f"/{values['steps_per_epoch']}  loss {values['loss']:.3f}"
+        f"  top-1 error {values['top1_error']:.1f} %  lr {values['lr']:.4g}"
+        f"  {values['images_per_second']:,.0f} img/s"
+        f"  eta {timedelta(seconds=round(values['eta_seconds']))}"
     )
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Keep events and the lines up to ``step``; a line that a kill cut short goes too."""
+def _drop_after(path: Path, step: int, epoch: int) -> None:
+    """Keep events, and of the rest what a run that goes on from here will not record again.
+
+    A line that a kill cut short goes too.
+    """
     if not path.exists():
         return
     kept = []
@@ -174,7 +194,10 @@ def _drop_after(path: Path, step: int) -> None:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if entry["kind"] == "event" or entry["step"] <= step:
+        position, start = (
+            (entry["epoch"], epoch) if entry["kind"] == "eval" else (entry["step"], step)
+        )
+        if entry["kind"] == "event" or position <= start:
             kept.append(line + "\n")
     write_text(path, "".join(kept))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -20,6 +22,8 @@ import train
 from attnorm import config as schema
 from attnorm.errors import UserError
 from attnorm.training import checkpoint
+from attnorm.training.interrupts import RunInterrupted
+from attnorm.training.trainer import Trainer
 from tests.conftest import SHORT, compose_config
 
 Start = Callable[..., CompletedProcess[str]]
@@ -78,7 +82,7 @@ def test_a_run_folder_holds_what_the_contract_says(photos: Path, tmp_path: Path)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         *("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "result.json"),
-        *("tensorboard", "log"),
+        *("tensorboard", "log", "checkpoints"),
     }
     assert [path.name for path in (tmp_path / "run" / "log").iterdir()] == ["rank0.log"]
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -87,7 +91,15 @@ def test_a_run_folder_holds_what_the_contract_says(photos: Path, tmp_path: Path)
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state["config"] == stored
     assert state["class_names"] == ["blue", "green", "red"]
-    assert {"model", "optimizer", "scaler", "epoch", "best", "random", "versions"} <= state.keys()
+    assert {
+        "model",
+        "optimizer",
+        "scaler",
+        "epoch",
+        "scores",
+        "processes",
+        "versions",
+    } <= state.keys()
     assert result["final"]["top5_error"] is None, "three classes"
     assert "n/a" in printed
     assert "tensorboard --logdir" in printed
@@ -110,35 +122,47 @@ def test_tensorboard_gets_every_scalar_and_the_config(photos: Path, tmp_path: Pa
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
-def test_a_stopped_run_continues_at_the_next_epoch_and_ends_the_same(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stop_after", [2, 6, 10])
+def test_a_stopped_run_continues_at_its_step_and_ends_bitwise_the_same(
+    stop_after: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = _folder_config(photos, "epochs=3", "norm=an")
+    """Six steps an epoch: stopped within the first, at its end, and within the second."""
+    config = _folder_config(photos, "epochs=3", "norm=an", "tracking.log_every=4")
     _run(config, tmp_path / "whole")
 
-    save = checkpoint.save_checkpoint
-    epochs: list[int] = []
+    train_step = Trainer.train_step
 
-    def save_then_stop(state: dict[str, Any], path: Path) -> None:
-        save(state, path)
-        epochs.append(state["epoch"])
-        if state["epoch"] == 2:
-            raise KeyboardInterrupt
+    def step_then_signal(self: Trainer, *arguments: Any, **options: Any) -> Any:
+        result = train_step(self, *arguments, **options)
+        if self.step + 1 == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_checkpoint", save_then_stop)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "train_step", step_then_signal)
+        with pytest.raises(RunInterrupted, match="SIGTERM"):
             _run(config, tmp_path / "parts")
-    assert epochs == [1, 2]
+    assert checkpoint.load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == stop_after
     result, printed = _run(config, tmp_path / "parts")
-    assert "after epoch 2" in printed
+    assert f"step {stop_after if stop_after <= 6 else stop_after - 6} of 6" in printed
 
     ends = [checkpoint.load_checkpoint(tmp_path / run / "last.pt") for run in ("whole", "parts")]
     for name, value in ends[0]["model"].items():
         assert torch.equal(value, ends[1]["model"][name]), name
-    assert ends[0]["last"] == ends[1]["last"] == result["final"]
-    steps = [line["step"] for line in _lines(tmp_path / "parts", "train")]
-    assert steps == list(range(1, 19)), "no step twice, none missing"
+    for key, slots in ends[0]["optimizer"]["state"].items():
+        other = ends[1]["optimizer"]["state"][key]["momentum_buffer"]
+        assert torch.equal(slots["momentum_buffer"], other)
+    assert ends[0]["scores"] == ends[1]["scores"]
+    assert result["restarts"] == 1
+    for kind, keys in (
+        ("train", ("step", "loss", "top1_error", "lr", "grad_norm")),
+        ("eval", ("step", "epoch", "loss", "top1_error", "images")),
+    ):
+        whole, parts = (
+            [[line[key] for key in keys] for line in _lines(tmp_path / run, kind)]
+            for run in ("whole", "parts")
+        )
+        assert whole == parts, "no line twice, none missing, none different"
 
 
 def test_a_finished_run_says_so_and_trains_no_more(photos: Path, tmp_path: Path) -> None:
@@ -157,7 +181,7 @@ def test_a_folder_with_another_run_is_refused_by_field_and_values(
     _run(_folder_config(photos, "epochs=1"), tmp_path)
     with pytest.raises(UserError, match=r"epochs: 1 -> 2; optim.lr: 0.05 -> 0.1"):
         _run(_folder_config(photos, "epochs=2", "optim.lr=0.1"), tmp_path)
-    with pytest.raises(UserError, match="resume=never: .* holds a run already"):
+    with pytest.raises(UserError, match=r"resume=never: .* holds a run already"):
         _run(_folder_config(photos, "epochs=1", "resume=never"), tmp_path)
     _run(_folder_config(photos, "epochs=1", "tracking.log_every=3"), tmp_path)
 
@@ -167,8 +191,27 @@ def test_a_damaged_checkpoint_in_the_run_folder_is_refused(photos: Path, tmp_pat
     _run(config, tmp_path)
     content = (tmp_path / "last.pt").read_bytes()
     (tmp_path / "last.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="no checkpoint that can be read"):
         _run(config, tmp_path)
+
+
+def test_a_changed_bit_is_noticed_and_the_previous_checkpoint_used(
+    photos: Path, tmp_path: Path
+) -> None:
+    config = _folder_config(photos, "epochs=2", "norm=bn")
+    _run(config, tmp_path)
+    whole = checkpoint.load_checkpoint(tmp_path / "last.pt")
+    content = bytearray((tmp_path / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 4
+    (tmp_path / "last.pt").write_bytes(content)
+    assert torch.load(tmp_path / "last.pt", weights_only=True), "torch alone does not notice"
+    result, printed = _run(config, tmp_path)
+    assert "last.pt cannot be read" in printed
+    assert "epoch 2, step 0 of 6" in printed
+    assert result["status"] == "finished"
+    again = checkpoint.load_checkpoint(tmp_path / "last.pt")
+    for name, value in whole["model"].items():
+        assert torch.equal(value, again["model"][name]), name
 
 
 def test_two_processes_train_and_evaluate_every_image_once(start: Start, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ FREE_KEYS = (
     "device",
     "compile",
     "tracking.",
+    "checkpoint.",
     "loader.prefetch",
     "data.root",
     "data.workers",
@@ -66,11 +67,15 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     """Read a checkpoint of this project.
 
     Raises:
-        UserError: no such file, not readable, truncated, or not one of this project's.
+        UserError: no such file, not readable, truncated, changed, or not one of this project's.
     """
     if not path.is_file():
         raise UserError(f"checkpoint={path} does not exist: check the path.")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         state = torch.load(path, map_location=device, weights_only=True)
     except (
         pickle.UnpicklingError,

@@ -38,6 +38,22 @@ class Evaluation:
     images: int
 
 
+@dataclass(frozen=True)
+class Score:
+    """An evaluation, the epoch (counted from 1) after which it was made, and the step."""
+
+    epoch: int
+    step: int
+    top1_error: float
+    top5_error: float | None
+    loss: float
+
+    @classmethod
+    def of(cls, epoch: int, step: int, evaluation: Evaluation) -> Score:
+        top1, top5, loss = evaluation.top1_error, evaluation.top5_error, evaluation.loss
+        return cls(epoch, step, top1, top5, loss)
+
+
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, loader: BatchLoader, precision: Precision, device: torch.device

@@ -52,6 +52,14 @@ class TrainMeter:
         bad = torch.where(loss.isfinite(), self._never, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What this process has summed since the last reading."""
+        return {"sums": self._sums, "first_bad": self._first_bad}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._sums = state["sums"].to(self._sums.device)
+        self._first_bad = state["first_bad"].to(self._first_bad.device)
+
     def read(self) -> Interval:
         """Averages since the last reading, over all processes."""
         sums = distributed.all_reduce_sum(self._sums)

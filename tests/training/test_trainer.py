@@ -89,7 +89,9 @@ def test_it_learns_and_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert result["best"]["epoch"] == errors.index(min(errors)) + 1
     assert checkpoint.load_checkpoint(tmp_path / "best.pt")["epoch"] == result["best"]["epoch"]
     assert checkpoint.load_checkpoint(tmp_path / "last.pt")["epoch"] == 12
-    assert json.loads((tmp_path / "result.json").read_text()) == result
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored["best"] == result["best"]
+    assert stored["status"] == "finished"
 
 
 def test_accumulated_micro_batches_equal_one_large_batch_without_batch_statistics(
@@ -119,8 +121,8 @@ def test_stop_and_continue_equals_uninterrupted(tmp_path: Path) -> None:
     tracker = _tracker(tmp_path / "parts")
     for _ in range(2):
         first.train_epoch(tracker)
-        first.epoch += 1
         first.evaluate_and_save(tracker)
+    first.keeper.finish()
     second = _trainer(tmp_path / "parts", config)
     path = tmp_path / "parts" / "last.pt"
     second.load_state_dict(checkpoint.load_checkpoint(path), path)
@@ -133,7 +135,7 @@ def test_stop_and_continue_equals_uninterrupted(tmp_path: Path) -> None:
     for key, slots in ends[0]["optimizer"]["state"].items():
         other = ends[1]["optimizer"]["state"][key]
         assert torch.equal(slots["momentum_buffer"], other["momentum_buffer"])
-    assert ends[0]["best"] == ends[1]["best"]
+    assert ends[0]["scores"] == ends[1]["scores"]
 
 
 def test_logged_loss_and_error_are_means_over_the_interval(tmp_path: Path) -> None:
@@ -157,8 +159,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(tmp_path:
     trainer = _trainer(tmp_path, config)
     tracker = _tracker(tmp_path)
     trainer.train_epoch(tracker)
-    trainer.epoch += 1
     trainer.evaluate_and_save(tracker)
+    trainer.keeper.finish()
     trainer.train_loader.images[7] = float("inf")  # type: ignore[attr-defined]
     with pytest.raises(
         UserError, match=r"not finite since step \d+ .*last good .*last\.pt"
