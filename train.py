@@ -25,6 +25,7 @@ from attnorm import distributed
 from attnorm.data import build as data
 from attnorm.errors import UserError, exit_on_user_error
 from attnorm.models.build import build_model
+from attnorm.models.synchronized import synchronize
 from attnorm.tracking import Tracker, setup_logging, write_text
 from attnorm.training import checkpoint, optim
 from attnorm.training.interrupts import EXIT_INTERRUPTED, RunInterrupted
@@ -167,6 +168,8 @@ def build_trainer(config: schema.Config, process: distributed.Process, run_dir: 
     torch.manual_seed(config.seed)
     assert config.data.num_classes is not None, "prepare() fills it in"
     model = build_model(config.arch, config.norm, config.data.num_classes)
+    if config.train.sync_bn and process.world_size > 1:
+        model = synchronize(model, process.device)
     placement: dict[str, Any] = {
         "device": process.device,
         "dtype": resolve_precision(config.precision, process.device).input_dtype,

@@ -1,4 +1,4 @@
-"""A person's mistakes, through the real entry points: status 2, one message, nothing half-written."""
+"""A person's mistakes, through the real entry points: status 2, one message, nothing written."""
 
 from __future__ import annotations
 
@@ -37,11 +37,9 @@ def refused(
         before = sorted(tmp_path.rglob("*"))
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         monkeypatch.setitem(sys.modules, "__main__", train)  # where Hydra looks for Preflight
+        entry = {"train.py": train.main, "eval.py": lambda: evaluation.main(list(arguments))}
         with pytest.raises(SystemExit) as stopped:
-            if script == "train.py":
-                train.main()
-            else:
-                evaluation.main(list(arguments))
+            entry[script]()
         assert stopped.value.code == 2
         assert sorted(tmp_path.rglob("*")) == before, "something was written"
         message = capsys.readouterr().err

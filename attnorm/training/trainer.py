@@ -108,7 +108,10 @@ class Trainer:
                 self.keeper.finish()
         finally:
             tracker.close()
-        return self.result()
+        result = self.result()
+        if self.process.is_main:
+            write_json(self.run_dir / "result.json", result)
+        return result
 
     def train_epoch(self, tracker: Tracker) -> None:
         """One pass over the training set, or what is left of it."""
@@ -149,7 +152,7 @@ class Trainer:
                 with self.precision.autocast():
                     logits = self.replica(images)
                     loss = self.criterion(logits, labels)
-                self.scaler.scale(loss / accumulation).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss / accumulation).backward()
             self.meter.update(loss, logits, labels, self.step)
         grad_norm = None
         if measure_gradient:
