@@ -84,7 +84,7 @@ def run(path: Path, overrides: list[str]) -> Evaluation:
         training=False,
     )
     model = build_model(config.arch, config.norm, len(class_names), load_pretrained=False)
-    checkpoint.load_weights(model, state, path)
+    checkpoint.load_weights(model, state["model"], path)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(process.device).to(memory_format=memory_format)
     with distributed.process_group(process):

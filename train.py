@@ -113,39 +113,41 @@ def run(config: schema.Config, run_dir: Path, console: Console | None = None) ->
     check(config, run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     setup_logging(run_dir, process.rank, console)
-    with distributed.process_group(process):
+    with distributed.process_group(process, config.timeout_minutes):
         newest, damage = load_newest(run_dir)
         for message in damage:
             logger.warning("%s", message)
         trainer = build_trainer(config, process, run_dir)
         if newest is not None:
             path, state = newest
-            trainer.load_state_dict(state, path)
-            if trainer.epoch == config.epochs:
+            trainer.resume(state, path)
+            if trainer.state.epoch == config.epochs:
                 logger.info("%s is already finished.", run_dir)
                 summarize(trainer, console)
                 return finished_result(run_dir, trainer)
             logger.info(
                 "Continuing from %s: epoch %d, step %d of %d.",
                 path,
-                trainer.epoch + 1,
-                trainer.step_in_epoch,
-                trainer.steps_per_epoch,
+                trainer.state.epoch + 1,
+                trainer.state.step_in_epoch,
+                trainer.state.steps_per_epoch,
             )
         tracker = Tracker(
             run_dir,
             enabled=process.is_main,
             tensorboard=config.tracking.tensorboard,
             console=console,
-            start_step=trainer.step,
-            start_epoch=trainer.epoch,
+            start_step=trainer.state.step,
+            start_epoch=trainer.state.epoch,
         )
         if process.is_main:
             text = yaml.safe_dump(schema.to_container(config), sort_keys=False)
             write_text(run_dir / "config.yaml", text)
             tracker.text("config", text)
         event = "continued" if newest else "started"
-        tracker.record("event", trainer.step, {"event": event, "world_size": process.world_size})
+        tracker.record(
+            "event", trainer.state.step, {"event": event, "world_size": process.world_size}
+        )
         result = trainer.fit(tracker)
         summarize(trainer, console)
         return result
@@ -155,7 +157,7 @@ def finished_result(run_dir: Path, trainer: Trainer) -> dict[str, Any]:
     """What the run wrote when it finished, or the same from its checkpoint."""
     path = run_dir / "result.json"
     if not path.exists():
-        return trainer.result()
+        return trainer.write_result()
     result: dict[str, Any] = json.loads(path.read_text())
     return result
 
@@ -203,7 +205,7 @@ def summarize(trainer: Trainer, console: Console) -> None:
     table = Table(title=str(trainer.run_dir), title_justify="left")
     for column in ("", "epoch", "top-1 error", "top-5 error", "loss"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, score in (("best", trainer.best), ("final", trainer.last)):
+    for name, score in (("best", trainer.state.best), ("final", trainer.state.last)):
         if score is not None:
             top5 = "n/a" if score.top5_error is None else f"{score.top5_error:.2f} %"
             table.add_row(

@@ -315,6 +315,17 @@ class CheckpointConfig:
 
 
 @dataclass
+class EmaConfig:
+    """A moving average of the weights, evaluated beside them; null for none."""
+
+    decay: float | None = None
+
+    def __post_init__(self) -> None:
+        valid = self.decay is None or 0 < self.decay < 1
+        _require(valid, "ema.decay", self.decay, "between 0 and 1, or null for no average")
+
+
+@dataclass
 class Config:
     """One training run, whole."""
 
@@ -328,6 +339,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     seed: int = 0
     epochs: int = 120
     # Images per process and step; the global batch is this × processes × grad_accumulation.
@@ -339,6 +351,13 @@ class Config:
     compile: bool = False
     deterministic: bool = False
     resume: str = "auto"
+    # stop, or rewind: go back to the last checkpoint and take the images in another order.
+    on_nonfinite: str = "stop"
+    max_rewinds: int = 3
+    # fp16 steps in a row whose gradients overflow before that counts as not finite.
+    max_skipped_steps: int = 50
+    # How long processes wait for one that does not answer.
+    timeout_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "name", repr(self.name), "a folder name")
@@ -351,6 +370,12 @@ class Config:
         _require_choice("device", self.device, ("auto", "cpu", "cuda"))
         _require_choice("precision", self.precision, ("auto", "fp32", "fp16", "bf16"))
         _require_choice("resume", self.resume, ("auto", "never"))
+        _require_choice("on_nonfinite", self.on_nonfinite, ("stop", "rewind"))
+        _require(self.max_rewinds >= 1, "max_rewinds", self.max_rewinds, "at least 1")
+        _require(
+            self.max_skipped_steps >= 1, "max_skipped_steps", self.max_skipped_steps, "at least 1"
+        )
+        _require(self.timeout_minutes > 0, "timeout_minutes", self.timeout_minutes, "positive")
         _require(
             self.schedule.warmup_epochs < self.epochs,
             "schedule.warmup_epochs",

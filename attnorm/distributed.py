@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnorm.errors import UserError
+from attnorm.heartbeat import name_missing_processes
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,11 @@ def current_process(device: str = "auto") -> Process:
 
 
 @contextmanager
-def process_group(process: Process) -> Iterator[None]:
-    """Join the other processes (NCCL between GPUs, gloo between CPUs) for the time of a block."""
+def process_group(process: Process, timeout_minutes: float = 10.0) -> Iterator[None]:
+    """Join the other processes (NCCL between GPUs, gloo between CPUs) for the time of a block.
+
+    ``timeout_minutes`` is how long they wait for one that does not come.
+    """
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)
     if process.world_size == 1:
@@ -75,10 +80,13 @@ def process_group(process: Process) -> Iterator[None]:
     on_gpu = process.device.type == "cuda"
     # gloo beside NCCL: what processes agree on between steps must not wait for the GPU.
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=process.device if on_gpu else None
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        device_id=process.device if on_gpu else None,
+        timeout=timedelta(minutes=timeout_minutes),
     )
     try:
-        yield
+        with name_missing_processes():
+            yield
     finally:
         dist.destroy_process_group()
 

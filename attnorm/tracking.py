@@ -36,11 +36,17 @@ TAGS = {
         "lr": "train/lr",
         "grad_norm": "train/grad_norm",
         "scaler_scale": "train/scaler_scale",
+        "skipped_steps": "train/skipped_steps",
         "images_per_second": "speed/images_per_second",
         "data_wait": "speed/data_wait",
         "peak_memory_mib": "speed/peak_memory_mib",
     },
-    "eval": {"loss": "val/loss", "top1_error": "val/top1_error", "top5_error": "val/top5_error"},
+    "eval": {
+        "loss": "val/loss",
+        "top1_error": "val/top1_error",
+        "top5_error": "val/top5_error",
+        "ema_top1_error": "val/ema_top1_error",
+    },
 }
 
 
@@ -114,9 +120,7 @@ class Tracker:
             TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True)),
         )
         self._progress = Progress(*columns, console=self.console, transient=True)
-        self._task = self._progress.add_task(
-            f"0/{total_epochs}", total=1, status=self._status
-        )
+        self._task = self._progress.add_task(f"0/{total_epochs}", total=1, status=self._status)
         self._progress.start()
 
     def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -153,6 +157,11 @@ class Tracker:
                 total=total,
                 status=self._status,
             )
+
+    def rewind(self, step: int, epoch: int) -> None:
+        """Drop what was recorded after ``step``: training goes on from there."""
+        if self.enabled:
+            _drop_after(self.metrics_path, step, epoch)
 
     def close(self) -> None:
         """Flush TensorBoard and take the bar away."""

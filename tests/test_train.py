@@ -134,7 +134,7 @@ def test_a_stopped_run_continues_at_its_step_and_ends_bitwise_the_same(
 
     def step_then_signal(self: Trainer, *arguments: Any, **options: Any) -> Any:
         result = train_step(self, *arguments, **options)
-        if self.step + 1 == stop_after:
+        if self.state.step + 1 == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 

@@ -29,6 +29,9 @@ FREE_KEYS = (
     "compile",
     "tracking.",
     "checkpoint.",
+    "on_nonfinite",
+    "max_rewinds",
+    "timeout_minutes",
     "loader.prefetch",
     "data.root",
     "data.workers",
@@ -37,7 +40,11 @@ FREE_KEYS = (
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
-    """Write to a temporary name, flush to the disk, then rename: ``path`` is always whole."""
+    """Write to a temporary name, flush to the disk, then rename: ``path`` is always whole.
+
+    Raises:
+        OSError: it cannot be written; what was at ``path`` is still there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -45,6 +52,11 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except RuntimeError as error:
+        # torch's archive writer covers the reason, such as a full disk, with its own complaint.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -101,14 +113,17 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return dict(state)
 
 
-def load_weights(model: torch.nn.Module, state: Mapping[str, Any], path: Path) -> None:
-    """Put a checkpoint's weights into ``model``, which must be exactly the model they came from.
+def load_weights(model: torch.nn.Module, stored: Mapping[str, Any], path: Path) -> None:
+    """Put weights into ``model``, which must be exactly the model they came from.
+
+    Args:
+        stored: A ``state_dict``.
+        path: The checkpoint it is from, for the message.
 
     Raises:
         UserError: another architecture, normalizer or number of classes.
     """
     own = model.state_dict()
-    stored = state["model"]
     wrong = [key for key in own if key not in stored] + [key for key in stored if key not in own]
     wrong += [key for key in own if key in stored and own[key].shape != stored[key].shape]
     if wrong:

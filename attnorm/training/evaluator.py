@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,11 +47,25 @@ class Score:
     top1_error: float
     top5_error: float | None
     loss: float
+    ema_top1_error: float | None = None  # of the averaged weights, where there are any
 
     @classmethod
-    def of(cls, epoch: int, step: int, evaluation: Evaluation) -> Score:
+    def of(
+        cls, epoch: int, step: int, evaluation: Evaluation, averaged: Evaluation | None = None
+    ) -> Score:
         top1, top5, loss = evaluation.top1_error, evaluation.top5_error, evaluation.loss
-        return cls(epoch, step, top1, top5, loss)
+        return cls(epoch, step, top1, top5, loss, averaged.top1_error if averaged else None)
+
+
+def score_line(scores: Sequence[Score]) -> str:
+    """The newest of ``scores``, and the best, in one line."""
+    last, best = scores[-1], min(scores, key=lambda score: (score.top1_error, score.step))
+    top5 = "n/a" if last.top5_error is None else f"{last.top5_error:.2f} %"
+    ema = "" if last.ema_top1_error is None else f"  EMA top-1 error {last.ema_top1_error:.2f} %"
+    return (
+        f"val loss {last.loss:.4f}  top-1 error {last.top1_error:.2f} %  top-5 error {top5}{ema}"
+        f"  (best top-1 error {best.top1_error:.2f} % after epoch {best.epoch})"
+    )
 
 
 @torch.inference_mode()

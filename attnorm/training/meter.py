@@ -22,6 +22,8 @@ class Interval:
     images_per_second: float
     data_wait: float
     first_bad_step: int | None  # first step with a loss that is not finite
+    skipped_steps: int  # steps that fp16 gradients overflowed in, since the beginning
+    skipped_in_a_row: int  # the last ones of them with no good step in between
 
 
 class TrainMeter:
@@ -33,6 +35,8 @@ class TrainMeter:
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64, device=device)
         self._never = torch.iinfo(torch.int64).max
+        # Overflows: all of them, and how many came last without a good step in between.
+        self._overflows = torch.zeros(2, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), self._never, dtype=torch.int64, device=device)
         self.restart_clock()
 
@@ -52,13 +56,24 @@ class TrainMeter:
         bad = torch.where(loss.isfinite(), self._never, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
 
+    def count_overflow(self, found_inf: Tensor | None) -> None:
+        """Count a step that the loss scaler skipped; ``found_inf`` is 1 or 0, on the device."""
+        if found_inf is not None:
+            self._overflows[0] += found_inf.double().squeeze()
+            self._overflows[1] = (self._overflows[1] + 1) * found_inf.double().squeeze()
+
     def state_dict(self) -> dict[str, Tensor]:
         """What this process has summed since the last reading."""
-        return {"sums": self._sums, "first_bad": self._first_bad}
+        return {
+            "sums": self._sums,
+            "first_bad": self._first_bad,
+            "overflows": self._overflows,
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._sums = state["sums"].to(self._sums.device)
         self._first_bad = state["first_bad"].to(self._first_bad.device)
+        self._overflows = state["overflows"].to(self._overflows.device)
 
     def read(self) -> Interval:
         """Averages since the last reading, over all processes."""
@@ -66,12 +81,15 @@ class TrainMeter:
         loss, correct, images = sums.tolist()
         seconds = time.perf_counter() - self._started
         first_bad = min(distributed.gather_objects(int(self._first_bad)))
+        skipped, in_a_row = self._overflows.tolist()  # gradients are reduced: equal everywhere
         interval = Interval(
             loss=loss / images,
             top1_error=100.0 * (1.0 - correct / images),
             images_per_second=images / seconds,
             data_wait=self.waiting_seconds / seconds,
             first_bad_step=None if first_bad == self._never else first_bad,
+            skipped_steps=int(skipped),
+            skipped_in_a_row=int(in_a_row),
         )
         self._sums = torch.zeros_like(self._sums)
         self.restart_clock()

@@ -94,7 +94,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model_are_refused_by_the_first_tensor_that_differs() -> None:
-    state = {"model": nn.Linear(3, 2).state_dict()}
+    state = nn.Linear(3, 2).state_dict()
     with pytest.raises(UserError, match="1 tensors do not fit, the first is weight"):
         checkpoint.load_weights(nn.Linear(4, 2), state, Path("best.pt"))
     with pytest.raises(UserError, match="the first is bias"):

@@ -59,7 +59,7 @@ def _metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
 def test_training_is_sgd_on_the_cosine_by_the_book(tmp_path: Path) -> None:
     config = _config(channels_last="false")
     trainer = _trainer(tmp_path, config)
-    model = copy.deepcopy(trainer.model)
+    model = copy.deepcopy(trainer.state.model)
     book = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(book, T_max=18)
     for group in book.param_groups:
@@ -73,7 +73,7 @@ def test_training_is_sgd_on_the_cosine_by_the_book(tmp_path: Path) -> None:
             schedule.step()
     trainer.fit(_tracker(tmp_path))
     for (name, ours), theirs in zip(
-        trainer.model.named_parameters(), model.parameters(), strict=True
+        trainer.state.model.named_parameters(), model.parameters(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -105,10 +105,12 @@ def test_accumulated_micro_batches_equal_one_large_batch_without_batch_statistic
     whole = _trainer(tmp_path / "a", _config(batch_size=20, **common), network())
     parts = _trainer(tmp_path / "b", _config(grad_accumulation=2, **common), network())
     assert whole.base_lr == parts.base_lr
-    assert whole.steps_per_epoch == parts.steps_per_epoch == 3
+    assert whole.state.steps_per_epoch == parts.state.steps_per_epoch == 3
     whole.fit(_tracker(tmp_path / "a"))
     parts.fit(_tracker(tmp_path / "b"))
-    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+    for one, other in zip(
+        whole.state.model.parameters(), parts.state.model.parameters(), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
@@ -125,8 +127,8 @@ def test_stop_and_continue_equals_uninterrupted(tmp_path: Path) -> None:
     first.keeper.finish()
     second = _trainer(tmp_path / "parts", config)
     path = tmp_path / "parts" / "last.pt"
-    second.load_state_dict(checkpoint.load_checkpoint(path), path)
-    assert second.epoch == 2
+    second.resume(checkpoint.load_checkpoint(path), path)
+    assert second.state.epoch == 2
     second.fit(_tracker(tmp_path / "parts"))
 
     ends = [checkpoint.load_checkpoint(tmp_path / run / "last.pt") for run in ("whole", "parts")]
@@ -141,7 +143,7 @@ def test_stop_and_continue_equals_uninterrupted(tmp_path: Path) -> None:
 def test_logged_loss_and_error_are_means_over_the_interval(tmp_path: Path) -> None:
     config = _config(epochs=1, **{"optim.lr": 1e-12})
     trainer = _trainer(tmp_path, config)
-    model = copy.deepcopy(trainer.model).train()
+    model = copy.deepcopy(trainer.state.model).train()
     batches = list(MemoryLoader(*stripes(60, CLASSES), 10, shuffle=True).epoch(0))
     trainer.fit(_tracker(tmp_path))
     lines = _metrics(tmp_path, "train")
@@ -179,13 +181,13 @@ def test_another_global_batch_is_refused_on_continuing(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     other = _trainer(tmp_path, _config(epochs=1, grad_accumulation=2))
     with pytest.raises(UserError, match="10 images a step, this launch has 20"):
-        other.load_state_dict(checkpoint.load_checkpoint(path), path)
+        other.resume(checkpoint.load_checkpoint(path), path)
 
 
 def test_label_smoothing_changes_the_loss_as_torch_defines_it(tmp_path: Path) -> None:
     config = _config(epochs=1, **{"optim.lr": 1e-12, "train.label_smoothing": 0.1})
     trainer = _trainer(tmp_path, config)
-    model = copy.deepcopy(trainer.model).train()
+    model = copy.deepcopy(trainer.state.model).train()
     batches = list(MemoryLoader(*stripes(60, CLASSES), 10, shuffle=True).epoch(0))
     trainer.fit(_tracker(tmp_path))
     losses = [F.cross_entropy(model(x), y, label_smoothing=0.1).item() for x, y in batches[:2]]

@@ -116,7 +116,7 @@ def _trainer_loop(
 
     def epoch() -> None:
         trainer.train_epoch(tracker)
-        trainer.epoch, trainer.step_in_epoch = trainer.epoch + 1, 0
+        trainer.state.epoch, trainer.state.step_in_epoch = trainer.state.epoch + 1, 0
 
     return epoch
 
@@ -154,7 +154,7 @@ def _timm_loop(
         with precision.autocast():
             loss = criterion(model(images), labels)
         if scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         else:
             scaler(loss, optimizer, parameters=model.parameters())

@@ -1,0 +1,154 @@
+"""Runs that are small enough to be killed twenty times, started as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from attnorm.training import checkpoint
+from tests.conftest import ROOT
+
+# Six epochs of six steps, a checkpoint every second step: there is nearly always one going on.
+SETTINGS = [
+    *("arch=timm", "arch.timm_model=resnet10t", r"arch.attentive_sites='layer(\d)\.\d+\.bn2'"),
+    *("norm=an", "data=folder", "data.image_size=32", "data.resize_size=32"),
+    *("epochs=6", "batch_size=6", "optim.lr=0.02", "loader=torch", "data.workers=0"),
+    *("tracking.log_every=2", "tracking.tensorboard=false", "checkpoint.every_steps=2"),
+    *("deterministic=true", "ema.decay=0.9", "grad_accumulation=1"),
+]
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 × 12 training and 3 × 4 validation JPEGs of noise in three colours."""
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for index, name in enumerate(("blue", "green", "red")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(0, 90, (36, 40, 3), generator=generator, dtype=torch.uint8)
+                pixels[..., 2 - index] += 120
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.jpg", quality=95)
+    return root
+
+
+class Launch:
+    """A training process of its own session, so that it can be killed with all its children."""
+
+    def __init__(self, folder: Path, arguments: list[str], processes: int = 1) -> None:
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        if processes > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--max-restarts=3"]
+            command[1:1] = [*launcher, f"--nproc-per-node={processes}"]
+        self.output = folder / "output.txt"
+        with self.output.open("a") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL, as the kernel's out-of-memory killer would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait(self, timeout: float = 120) -> int:
+        return self.process.wait(timeout)
+
+    def children(self) -> list[int]:
+        """Processes that torchrun started, in the order of their ranks."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+
+@pytest.fixture
+def launch(tmp_path: Path, images: Path) -> Iterator[Callable[..., Launch]]:
+    """Start ``train.py`` in ``tmp_path`` with the small run's settings and more."""
+    launches: list[Launch] = []
+
+    def start(*arguments: str, processes: int = 1) -> Launch:
+        settings = [*SETTINGS, f"data.root={images}", *arguments]
+        launches.append(Launch(tmp_path, settings, processes))
+        return launches[-1]
+
+    yield start
+    for started in launches:
+        if started.process.poll() is None:
+            started.kill()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Poll until ``condition`` holds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+
+
+def lines(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl`` of one kind, none if there is no file yet."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:  # being written
+            break
+    return [entry for entry in entries if entry["kind"] == kind]
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Bitwise the same weights, average, optimizer, scores, best checkpoint and curves."""
+    for name in ("last.pt", "best.pt"):
+        one, two = (checkpoint.load_checkpoint(folder / name) for folder in (run, other))
+        assert one["step"] == two["step"]
+        assert one["scores"] == two["scores"]
+        for key in ("model", "ema", "optimizer"):
+            _assert_equal(one[key], two[key], f"{name}:{key}")
+    for kind, skipped in (
+        ("train", {"time", "images_per_second", "data_wait", "peak_memory_mib", "eta_seconds"}),
+        ("eval", {"time"}),
+    ):
+        kept = [
+            [{k: v for k, v in line.items() if k not in skipped} for line in lines(folder, kind)]
+            for folder in (run, other)
+        ]
+        assert kept[0] == kept[1]
+
+
+def _assert_equal(one: Any, two: Any, where: str) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            _assert_equal(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(two), where
+        for index, (left, right) in enumerate(zip(one, two, strict=True)):
+            _assert_equal(left, right, f"{where}[{index}]")
+    else:
+        assert one == two, where

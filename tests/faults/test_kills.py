@@ -1,0 +1,171 @@
+"""Processes that are killed or told to stop, and what the run is in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.faults.conftest import Launch, assert_same_end, lines, wait_for
+
+Start = Callable[..., Launch]
+
+
+@pytest.fixture
+def whole(launch: Start, tmp_path: Path) -> Path:
+    """The uninterrupted run."""
+    done = launch("name=whole")
+    assert done.wait() == 0, done.text
+    return tmp_path / "runs" / "whole"
+
+
+@pytest.mark.parametrize(
+    ("kills", "loader"),
+    [
+        pytest.param(3, "torch"),
+        pytest.param(20, "torch", marks=pytest.mark.slow),
+        pytest.param(5, "dali", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.timeout(1200)
+def test_a_run_killed_at_random_moments_ends_bitwise_the_same(
+    kills: int, loader: str, launch: Start, tmp_path: Path
+) -> None:
+    """SIGKILL at a random time after a random step: in a step, an evaluation or a write."""
+    reference = launch("name=whole", f"loader={loader}")
+    assert reference.wait() == 0, reference.text
+    moments = random.Random(0)
+    run = tmp_path / "runs" / "killed"
+    killed = 0
+    for _ in range(kills):
+        started = launch("name=killed", f"loader={loader}", "epochs=6")
+        steps = moments.randint(1, 3)
+        before = len(lines(run, "train"))
+        wait_for(
+            lambda target=before + steps, it=started: (
+                len(lines(run, "train")) >= target or it.process.poll() is not None
+            )
+        )
+        time.sleep(moments.random() * 0.25)
+        if started.process.poll() is None:
+            started.kill()
+            killed += 1
+    final = launch("name=killed", f"loader={loader}")
+    assert final.wait() == 0, final.text
+    assert killed >= min(kills, 3)
+    assert_same_end(tmp_path / "runs" / "whole", run)
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_sigterm_stops_two_processes_at_the_same_step_and_they_continue(
+    launch: Start, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "pair"
+    whole = launch("name=whole", "batch_size=3", processes=2)
+    assert whole.wait() == 0, whole.text
+    started = launch("name=pair", "batch_size=3", processes=2)
+    wait_for(lambda: len(lines(run, "train")) >= 2)
+    os.kill(started.process.pid, signal.SIGTERM)
+    assert started.wait() != 0
+    assert lines(run, "event")[-1]["event"] == "interrupted"
+    assert (run / "last.pt").exists()
+    again = launch("name=pair", "batch_size=3", processes=2)
+    assert again.wait() == 0, again.text
+    assert_same_end(tmp_path / "runs" / "whole", run)
+
+
+def test_torchrun_restarts_after_one_of_two_processes_was_killed(
+    whole: Path, launch: Start, tmp_path: Path
+) -> None:
+    """Two processes see the statistics of half a batch each, so the reference is another pair."""
+    run = tmp_path / "runs" / "pair"
+    started = launch("name=pair", "batch_size=3", processes=2)
+    wait_for(lambda: len(lines(run, "train")) >= 4)
+    os.kill(started.children()[1], signal.SIGKILL)
+    assert started.wait() == 0, started.text
+    events = [line["event"] for line in lines(run, "event")]
+    assert events == ["started", "continued"]
+    steps = [line["step"] for line in lines(run, "train")]
+    assert steps == [line["step"] for line in lines(whole, "train")]
+    assert [line["images"] for line in lines(run, "eval")] == [12] * 6
+
+
+def test_a_second_ctrl_c_exits_at_once_and_leaves_the_last_checkpoint(
+    launch: Start, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "stubborn"
+    # An evaluation cannot be interrupted between steps, so it is where a person presses twice.
+    started = launch("name=stubborn", "epochs=500")
+    wait_for(lambda: len(lines(run, "train")) >= 2)
+    os.kill(started.process.pid, signal.SIGSTOP)
+    os.kill(started.process.pid, signal.SIGINT)
+    os.kill(started.process.pid, signal.SIGCONT)
+    assert started.wait() == 75, started.text
+    assert "the same command continues the run" in started.text
+    assert (run / "last.pt").exists()
+
+
+def test_a_stalled_process_is_reported_by_its_rank(launch: Start, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "stalled"
+    started = launch("name=stalled", "batch_size=3", "timeout_minutes=0.1", processes=2)
+    wait_for(lambda: len(lines(run, "train")) >= 2)
+    stalled = started.children()[1]
+    os.kill(stalled, signal.SIGSTOP)
+    try:
+        wait_for(lambda: "rank 1 no longer answered" in started.text, 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # torchrun may have ended it
+            os.kill(stalled, signal.SIGKILL)
+    assert "rank 0 no longer answered" not in started.text
+
+
+def test_a_job_script_requeues_a_job_that_was_told_to_stop(images: Path, tmp_path: Path) -> None:
+    """With stand-ins for SLURM's three commands; the training behind them is real."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    scripts = {
+        "srun": 'shift; "$@" & echo $! > srun.pid; wait $!',
+        "scancel": 'kill -TERM "$(cat srun.pid)"',
+        "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> scontrol.log; fi',
+    }
+    for name, body in scripts.items():
+        (commands / name).write_text(f"#!/bin/bash\n{body}\n")
+        (commands / name).chmod(0o755)
+    shutil.copy(ROOT / "train.py", tmp_path)
+    from tests.faults.conftest import SETTINGS
+
+    environment = {
+        **os.environ,
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "SLURM_JOB_ID": "17",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_GPUS_ON_NODE": "1",
+    }
+    arguments = [*SETTINGS, f"data.root={images}", "name=job", "epochs=300"]
+    with (tmp_path / "output.txt").open("w") as output:
+        job = subprocess.Popen(
+            ["bash", str(ROOT / "scripts" / "slurm.sbatch"), *arguments],
+            cwd=tmp_path,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    run = tmp_path / "runs" / "job"
+    wait_for(lambda: len(lines(run, "train")) >= 2)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(60) == 0, (tmp_path / "output.txt").read_text()
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 17\n"
+    assert lines(run, "event")[-1]["event"] == "interrupted"

@@ -1,0 +1,132 @@
+"""Disks that are full, data that disappears, numbers that are not finite."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnorm.errors import UserError
+from attnorm.training import checkpoint
+from tests.faults.conftest import Launch, lines, wait_for
+from tests.training.memory import MemoryLoader, stripes
+from tests.training.test_trainer import CLASSES, _config, _metrics, _tracker, _trainer
+
+Start = Callable[..., Launch]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for three checkpoints of this run (60 MB each), not four."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"needs to mount a small file system: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_with_a_message_and_the_last_checkpoint_continues(
+    small_disk: Path, launch: Start
+) -> None:
+    run = small_disk / "run"
+    arguments = [f"hydra.run.dir={run}", "checkpoint.keep_last=9"]
+    started = launch(*arguments)
+    assert started.wait() == 2, started.text
+    message = started.text.split("error: ")[1]
+    assert "No space left on device" in message
+    assert f"the last good checkpoint is {run / 'last.pt'}" in message.replace("\n", " ")
+    stopped_at = checkpoint.load_checkpoint(run / "last.pt")["step"]
+    assert stopped_at >= 2
+    for old in sorted((run / "checkpoints").glob("*.pt"))[:-1]:
+        old.unlink()
+    again = launch(f"hydra.run.dir={run}", "checkpoint.keep_last=1")
+    assert again.wait() == 0, again.text
+    assert lines(run, "event")[-1] | {"time": 0} == {
+        "kind": "event",
+        "step": stopped_at,
+        "time": 0,
+        "event": "continued",
+        "world_size": 1,
+    }
+
+
+def test_data_that_disappears_stops_the_run_and_its_return_continues_it(
+    images: Path, launch: Start, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    run = tmp_path / "runs" / "orphan"
+    started = launch(f"data.root={data}", "name=orphan", "epochs=40")
+    wait_for(lambda: len(lines(run, "train")) >= 2)
+    data.rename(tmp_path / "elsewhere")
+    assert started.wait() == 2, started.text
+    assert str(data) in started.text.split("error: ")[1]
+    assert (run / "last.pt").exists()
+    (tmp_path / "elsewhere").rename(data)
+    again = launch(f"data.root={data}", "name=orphan", "epochs=40")
+    wait_for(lambda: "Continuing from" in again.text)
+    again.kill()
+
+
+class _Poisoned(MemoryLoader):
+    """One batch of the first data order, and only of that, holds an infinite pixel."""
+
+    poisoned_step = 15
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch, (images, labels) in enumerate(super().epoch(epoch, start_batch), start_batch):
+            if epoch * len(self) + batch == self.poisoned_step:
+                images = images.clone()
+                images[0, 0, 0, 0] = float("inf")
+            yield images, labels
+
+
+def _poisoned(tmp_path: Path, **overrides: Any) -> Any:
+    config = _config(epochs=4, **{"checkpoint.every_steps": 1, **overrides})
+    trainer = _trainer(tmp_path, config)
+    trainer.train_loader = _Poisoned(*stripes(60, CLASSES), 10, shuffle=True)
+    return trainer
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_that_is_not_finite_names_the_step_and_spares_the_checkpoint(
+    precision: str, tmp_path: Path
+) -> None:
+    trainer = _poisoned(tmp_path, precision=precision)
+    with pytest.raises(UserError, match="not finite since step 15 "):
+        trainer.fit(_tracker(tmp_path))
+    stored = checkpoint.load_checkpoint(tmp_path / "last.pt")
+    assert stored["step"] == 15, "the newest with finite weights"
+    assert all(value.isfinite().all() for value in stored["model"].values())
+
+
+def test_rewinding_goes_back_and_takes_another_order(tmp_path: Path) -> None:
+    trainer = _poisoned(tmp_path, on_nonfinite="rewind")
+    result = trainer.fit(_tracker(tmp_path))
+    assert result["status"] == "finished"
+    assert result["rewinds"] == 1
+    assert [line["event"] for line in _metrics(tmp_path, "event")] == ["nonfinite_loss", "rewound"]
+    steps = [line["step"] for line in _metrics(tmp_path, "train")]
+    assert steps == list(range(2, 25, 2)), "no step twice"
+    assert all(torch.isfinite(p).all() for p in trainer.state.model.parameters())
+
+
+class _Hopeless(_Poisoned):
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        return super().epoch(epoch % 1_000_000, start_batch)
+
+
+def test_rewinding_gives_up_after_max_rewinds(tmp_path: Path) -> None:
+    trainer = _poisoned(tmp_path, on_nonfinite="rewind", max_rewinds=2)
+    trainer.train_loader.__class__ = _Hopeless
+    with pytest.raises(UserError, match="not finite since step 15 after 2 rewinds"):
+        trainer.fit(_tracker(tmp_path))
