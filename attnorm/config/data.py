@@ -1,0 +1,83 @@
+"""The groups ``data`` and ``loader``: which images, and how they become batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from attnorm.config.checks import require, require_choice
+
+
+@dataclass
+class DataConfig:
+    """An image data set: where it is, how an image becomes a training or evaluation crop."""
+
+    name: str = MISSING
+    # folder: root/train/CLASS/* and root/val/CLASS/*; digits: built once from scikit-learn.
+    source: str = "folder"
+    # Of source=folder: folder, or the shards that scripts/make_shards.py makes of one.
+    format: str = "folder"
+    root: str | None = None
+    num_classes: int | None = None
+    image_size: int = 224
+    # Short side before the centre crop of an evaluation image.
+    resize_size: int = 256
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    horizontal_flip: bool = True
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    # Processes of the torch loader (0: none), threads of DALI.
+    workers: int = 4
+    # Put the next image in the place of one that cannot be decoded, instead of stopping.
+    skip_broken: bool = False
+    # The size of the data set that loader=synthetic stands in for.
+    num_train_images: int = 10_000
+    num_val_images: int = 1_000
+
+    def __post_init__(self) -> None:
+        require_choice("data.source", self.source, ("folder", "digits"))
+        formats = ("folder", "webdataset", "tfrecord") if self.source == "folder" else ("folder",)
+        require_choice("data.format", self.format, formats)
+        if self.num_classes is not None:
+            require(self.num_classes >= 2, "data.num_classes", self.num_classes, "at least 2")
+        require(self.image_size >= 1, "data.image_size", self.image_size, "at least 1")
+        require(
+            self.resize_size >= self.image_size,
+            "data.resize_size",
+            self.resize_size,
+            f"at least data.image_size={self.image_size}",
+        )
+        for key, low, high in (
+            ("data.crop_scale", *self._pair("crop_scale")),
+            ("data.crop_ratio", *self._pair("crop_ratio")),
+        ):
+            require(0 < low <= high, key, [low, high], "a pair 0 < low <= high")
+        require(self.crop_scale[1] <= 1, "data.crop_scale", self.crop_scale, "at most 1")
+        for key, values in (("data.mean", self.mean), ("data.std", self.std)):
+            require(len(values) == 3, key, values, "three numbers, one per colour channel")
+        require(min(self.std) > 0, "data.std", self.std, "three positive numbers")
+        require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        for key in ("num_train_images", "num_val_images"):
+            require(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "at least 1")
+
+    def _pair(self, name: str) -> tuple[float, float]:
+        values = getattr(self, name)
+        require(len(values) == 2, f"data.{name}", values, "a pair of numbers, [low, high]")
+        return values[0], values[1]
+
+
+@dataclass
+class LoaderConfig:
+    name: str = MISSING
+    # Batches decoded ahead (per worker process with torch).
+    prefetch: int = 2
+    # Images of an epoch of loader=synthetic; null for as many as the data set has.
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        require_choice("loader.name", self.name, ("auto", "dali", "torch", "synthetic"))
+        require(self.prefetch >= 1, "loader.prefetch", self.prefetch, "at least 1")
+        if self.images is not None:
+            require(self.images >= 1, "loader.images", self.images, "at least 1")

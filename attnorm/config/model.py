@@ -1,0 +1,109 @@
+"""The groups ``arch`` and ``norm``: which network, and which normalizer where in it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from omegaconf import MISSING
+
+from attnorm.config.checks import check_num_components, require, require_choice
+
+
+@dataclass
+class ArchConfig:
+    """A timm architecture and the places in it that a normalizer can take."""
+
+    name: str = MISSING
+    timm_model: str = MISSING
+    timm_options: dict[str, Any] = field(default_factory=dict)
+    # Full-match pattern on module names of batch norms; group 1 is the stage that picks K.
+    attentive_sites: str | None = None
+    # Integer, or list (one per stage).
+    attentive_components: Any = 10
+    # Last normalizer of each residual branch, whose scale norm.zero_init_last sets.
+    residual_sites: str | None = None
+    # Modules that squeeze-and-excitation follows, and the attribute of their blocks that timm
+    # keeps for it (null: the module becomes a Sequential of itself and the unit).
+    squeeze_sites: str | None = None
+    squeeze_slot: str | None = None
+    # true: timm's weights from the hub; a path: .pth or .safetensors.
+    pretrained: Any = False
+
+    def __post_init__(self) -> None:
+        require(bool(self.timm_model), "arch.timm_model", "''", "the name of a model of timm")
+        check_num_components("arch.attentive_components", self.attentive_components)
+        require(
+            isinstance(self.pretrained, bool | str),
+            "arch.pretrained",
+            self.pretrained,
+            "true, false or the path of a .pth or .safetensors file",
+        )
+
+
+@dataclass
+class NormConfig:
+    """What every normalizer has. ``options`` are keyword arguments of a layer of your own."""
+
+    name: str = MISSING
+    # Import path of the layer class, called as layer(num_features, **options).
+    layer: str = MISSING
+    # everywhere | attentive (arch.attentive_sites only) | squeeze (beside the batch norms)
+    placement: str = "everywhere"
+    # Scale of each residual branch's last normalizer: true 0, false 1, null as timm starts it.
+    zero_init_last: bool | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_choice("norm.placement", self.placement, ("everywhere", "attentive", "squeeze"))
+
+    def layer_options(self) -> dict[str, Any]:
+        """Keyword arguments for the layer: the typed fields of a subclass, and ``options``."""
+        common = {spec.name for spec in fields(NormConfig)}
+        own = {key: value for key, value in asdict(self).items() if key not in common}
+        return {**own, **self.options}
+
+
+@dataclass
+class GroupNormConfig(NormConfig):
+    num_groups: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_groups >= 1, "norm.num_groups", self.num_groups, "at least 1")
+
+
+@dataclass
+class SwitchNormConfig(NormConfig):
+    using_bn: bool = True
+
+
+@dataclass
+class SqueezeConfig(NormConfig):
+    reduction: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.reduction >= 1, "norm.reduction", self.reduction, "at least 1")
+
+    def layer_options(self) -> dict[str, Any]:
+        """timm's unit takes the reciprocal of the ratio that the SE paper speaks of."""
+        return {"rd_ratio": 1 / self.reduction, **self.options}
+
+
+@dataclass
+class AttentiveNormConfig(NormConfig):
+    # Integer, list (one per stage), or null for the architecture's own attentive_components.
+    num_components: Any = None
+    backbone: str = "bn"
+    attention: str = "sigmoid"
+    separate_attention: bool = False
+    num_groups: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_components is not None:
+            check_num_components("norm.num_components", self.num_components)
+        require_choice("norm.backbone", self.backbone, ("bn", "gn", "in", "ln", "sn"))
+        require_choice("norm.attention", self.attention, ("sigmoid", "conv_relu", "released"))
+        require(self.num_groups >= 1, "norm.num_groups", self.num_groups, "at least 1")

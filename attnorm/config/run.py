@@ -1,0 +1,178 @@
+"""How a run goes: optimizer, schedule, checkpoints, and everything at the top level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from attnorm.config.checks import is_finite, require, require_choice
+from attnorm.config.data import DataConfig, LoaderConfig
+from attnorm.config.model import ArchConfig, NormConfig
+
+
+@dataclass
+class OptimConfig:
+    """Stochastic gradient descent; ``lr`` is for a global batch of 512 images."""
+
+    name: str = "sgd"
+    lr: float = 0.2
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    # Weight decay on scale and offset parameters of normalizers too, as the authors do.
+    norm_weight_decay: bool = True
+
+    def __post_init__(self) -> None:
+        require_choice("optim.name", self.name, ("sgd",))
+        require(is_finite(self.lr) and self.lr > 0, "optim.lr", self.lr, "positive")
+        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
+        require(
+            is_finite(self.weight_decay) and self.weight_decay >= 0,
+            "optim.weight_decay",
+            self.weight_decay,
+            "0 or more",
+        )
+        require(
+            not self.nesterov or self.momentum > 0,
+            "optim.nesterov",
+            self.nesterov,
+            "false when optim.momentum=0",
+        )
+
+
+@dataclass
+class TrainConfig:
+    label_smoothing: float = 0.0
+    # Batch statistics over the images of all processes instead of each process's own.
+    sync_bn: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.label_smoothing < 1,
+            "train.label_smoothing",
+            self.label_smoothing,
+            "in [0, 1)",
+        )
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate by iteration: linear warmup, then half a cosine down to ``final_lr``."""
+
+    name: str = "cosine"
+    warmup_epochs: float = 0.0
+    final_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_choice("schedule.name", self.name, ("cosine",))
+        require(
+            is_finite(self.warmup_epochs) and self.warmup_epochs >= 0,
+            "schedule.warmup_epochs",
+            self.warmup_epochs,
+            "0 or more",
+        )
+        require(
+            is_finite(self.final_lr) and self.final_lr >= 0,
+            "schedule.final_lr",
+            self.final_lr,
+            "0 or more",
+        )
+
+
+@dataclass
+class TrackingConfig:
+    tensorboard: bool = True
+    # Steps between two lines of metrics.jsonl and TensorBoard.
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        require(self.log_every >= 1, "tracking.log_every", self.log_every, "at least 1")
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are written, besides after every epoch, and how many stay."""
+
+    every_minutes: float | None = 15.0
+    every_steps: int | None = None
+    keep_last: int = 2
+    keep_best: int = 1
+
+    def __post_init__(self) -> None:
+        for key in ("every_minutes", "every_steps"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"checkpoint.{key}", value, "positive or null")
+        for key in ("keep_last", "keep_best"):
+            value = getattr(self, key)
+            require(value >= 1, f"checkpoint.{key}", value, "at least 1")
+
+
+@dataclass
+class EmaConfig:
+    """A moving average of the weights, evaluated beside them; null for none."""
+
+    decay: float | None = None
+
+    def __post_init__(self) -> None:
+        valid = self.decay is None or 0 < self.decay < 1
+        require(valid, "ema.decay", self.decay, "between 0 and 1, or null for no average")
+
+
+@dataclass
+class Config:
+    """One training run, whole."""
+
+    name: str = MISSING
+    arch: ArchConfig = MISSING
+    norm: NormConfig = MISSING
+    data: DataConfig = MISSING
+    loader: LoaderConfig = MISSING
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    seed: int = 0
+    epochs: int = 120
+    # Images per process and step; the global batch is this × processes × grad_accumulation.
+    batch_size: int = 128
+    grad_accumulation: int = 1
+    device: str = "auto"
+    precision: str = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = False
+    resume: str = "auto"
+    # stop, or rewind: go back to the last checkpoint and take the images in another order.
+    on_nonfinite: str = "stop"
+    max_rewinds: int = 3
+    # fp16 steps in a row whose gradients overflow before that counts as not finite.
+    max_skipped_steps: int = 50
+    # How long processes wait for one that does not answer.
+    timeout_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "name", repr(self.name), "a folder name")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(
+            self.grad_accumulation >= 1, "grad_accumulation", self.grad_accumulation, "at least 1"
+        )
+        require_choice("device", self.device, ("auto", "cpu", "cuda"))
+        require_choice("precision", self.precision, ("auto", "fp32", "fp16", "bf16"))
+        require_choice("resume", self.resume, ("auto", "never"))
+        require_choice("on_nonfinite", self.on_nonfinite, ("stop", "rewind"))
+        require(self.max_rewinds >= 1, "max_rewinds", self.max_rewinds, "at least 1")
+        require(
+            self.max_skipped_steps >= 1, "max_skipped_steps", self.max_skipped_steps, "at least 1"
+        )
+        require(self.timeout_minutes > 0, "timeout_minutes", self.timeout_minutes, "positive")
+        require(
+            self.schedule.warmup_epochs < self.epochs,
+            "schedule.warmup_epochs",
+            self.schedule.warmup_epochs,
+            f"less than epochs={self.epochs}",
+        )
