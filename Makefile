@@ -1,18 +1,23 @@
 # make demo   train and evaluate ResNet-50 with AN and BN on the built-in digits
 # make test   the test suite            make lint   ruff and mypy
-# Both set up .venv first if it is not there; both may be interrupted and run again.
+# make faults kill, starve and poison real runs, and print what was lost
+# All set up .venv first if it is not there; all may be interrupted and run again.
 
 CUDA ?= 13
 BIN := .venv/bin
 READY := .venv/.ready-cuda$(CUDA)
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test faults lint format install clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
+# Two processes of one thread each: most tests start programs and wait for them.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m "slow or not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -45,6 +45,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+FAULTS: pytest.StashKey[list[tuple[str, int, str]]] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FAULTS] = []
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The table of ``docs/reliability.md``."""
+    faults = config.stash[FAULTS]
+    if faults:
+        terminalreporter.section("faults")
+        terminalreporter.write_line("| what was done | times | lost |\n|---|---|---|")
+        for done, times, lost in faults:
+            terminalreporter.write_line(f"| {done} | {times} | {lost} |")
+
+
 class Launch:
     """A training process of its own session, so that it can be killed with all its children."""
 
@@ -96,6 +113,16 @@ def launch(tmp_path: Path, images: Path) -> Iterator[Callable[..., Launch]]:
     for started in launches:
         if started.process.poll() is None:
             started.kill()
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Report what was done to a run, how often, what was lost; printed as a table at the end."""
+
+    def report(done: str, times: int, lost: str = "nothing") -> None:
+        request.config.stash[FAULTS].append((done, times, lost))
+
+    return report
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

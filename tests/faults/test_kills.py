@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from attnorm.training import checkpoint
 from tests.conftest import ROOT
 from tests.faults.conftest import Launch, assert_same_end, lines, wait_for
 
 Start = Callable[..., Launch]
+Report = Callable[..., None]
+REPEATED = "nothing; steps since the checkpoint are repeated"
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def whole(launch: Start, tmp_path: Path) -> Path:
 )
 @pytest.mark.timeout(1200)
 def test_a_run_killed_at_random_moments_ends_bitwise_the_same(
-    kills: int, loader: str, launch: Start, tmp_path: Path
+    kills: int, loader: str, launch: Start, fault: Report, tmp_path: Path
 ) -> None:
     """SIGKILL at a random time after a random step: in a step, an evaluation or a write."""
     reference = launch("name=whole", f"loader={loader}")
@@ -65,10 +68,11 @@ def test_a_run_killed_at_random_moments_ends_bitwise_the_same(
     assert killed >= min(kills, 3)
     assert_same_end(tmp_path / "runs" / "whole", run)
     assert not list(run.rglob("*.tmp"))
+    fault(f"SIGKILL at a random moment, started again ({loader} loader)", killed)
 
 
 def test_sigterm_stops_two_processes_at_the_same_step_and_they_continue(
-    launch: Start, tmp_path: Path
+    launch: Start, fault: Report, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "pair"
     whole = launch("name=whole", "batch_size=3", processes=2)
@@ -82,10 +86,11 @@ def test_sigterm_stops_two_processes_at_the_same_step_and_they_continue(
     again = launch("name=pair", "batch_size=3", processes=2)
     assert again.wait() == 0, again.text
     assert_same_end(tmp_path / "runs" / "whole", run)
+    fault("SIGTERM to torchrun with two processes, started again", 1)
 
 
 def test_torchrun_restarts_after_one_of_two_processes_was_killed(
-    whole: Path, launch: Start, tmp_path: Path
+    whole: Path, launch: Start, fault: Report, tmp_path: Path
 ) -> None:
     """Two processes see the statistics of half a batch each, so the reference is another pair."""
     run = tmp_path / "runs" / "pair"
@@ -98,24 +103,49 @@ def test_torchrun_restarts_after_one_of_two_processes_was_killed(
     steps = [line["step"] for line in lines(run, "train")]
     assert steps == [line["step"] for line in lines(whole, "train")]
     assert [line["images"] for line in lines(run, "eval")] == [12] * 6
+    fault("SIGKILL of one of two processes, torchrun --max-restarts", 1)
+
+
+def test_ctrl_c_writes_a_checkpoint_and_exits_with_the_status_for_requeueing(
+    launch: Start, fault: Report, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "stopped"
+    started = launch("name=stopped", "epochs=500")
+    wait_for(lambda: len(lines(run, "train")) >= 2)
+    os.kill(started.process.pid, signal.SIGINT)
+    assert started.wait() == 75, started.text
+    assert "the same command continues the run" in started.text
+    stopped_at = lines(run, "event")[-1]["step"]
+    assert checkpoint.load_checkpoint(run / "last.pt")["step"] == stopped_at
+    fault("SIGINT: checkpoint at that step, exit status 75", 1)
 
 
 def test_a_second_ctrl_c_exits_at_once_and_leaves_the_last_checkpoint(
-    launch: Start, tmp_path: Path
+    launch: Start, fault: Report, images: Path, tmp_path: Path
 ) -> None:
+    """The first one waits for the end of a step; here the step waits for a pipe nobody fills."""
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
     run = tmp_path / "runs" / "stubborn"
-    # An evaluation cannot be interrupted between steps, so it is where a person presses twice.
-    started = launch("name=stubborn", "epochs=500")
-    wait_for(lambda: len(lines(run, "train")) >= 2)
-    os.kill(started.process.pid, signal.SIGSTOP)
+    started = launch("name=stubborn", f"data.root={data}", "epochs=500")
+    wait_for(lambda: len(lines(run, "train")) >= 4)
+    good = checkpoint.load_checkpoint(run / "last.pt")["step"]
+    for photo in (data / "train").rglob("*.jpg"):
+        photo.unlink()
+        os.mkfifo(photo)
+    time.sleep(1.0)
     os.kill(started.process.pid, signal.SIGINT)
-    os.kill(started.process.pid, signal.SIGCONT)
-    assert started.wait() == 75, started.text
-    assert "the same command continues the run" in started.text
-    assert (run / "last.pt").exists()
+    time.sleep(1.5)
+    assert started.process.poll() is None, "it waits for its step to end"
+    os.kill(started.process.pid, signal.SIGINT)
+    assert started.wait(10) == 130
+    assert checkpoint.load_checkpoint(run / "last.pt")["step"] >= good
+    fault("second SIGINT while a step hangs", 1, REPEATED)
 
 
-def test_a_stalled_process_is_reported_by_its_rank(launch: Start, tmp_path: Path) -> None:
+def test_a_stalled_process_is_reported_by_its_rank(
+    launch: Start, fault: Report, tmp_path: Path
+) -> None:
     run = tmp_path / "runs" / "stalled"
     started = launch("name=stalled", "batch_size=3", "timeout_minutes=0.1", processes=2)
     wait_for(lambda: len(lines(run, "train")) >= 2)
@@ -127,9 +157,12 @@ def test_a_stalled_process_is_reported_by_its_rank(launch: Start, tmp_path: Path
         with contextlib.suppress(ProcessLookupError):  # torchrun may have ended it
             os.kill(stalled, signal.SIGKILL)
     assert "rank 0 no longer answered" not in started.text
+    fault("SIGSTOP of one of two processes: named within the time-out", 1)
 
 
-def test_a_job_script_requeues_a_job_that_was_told_to_stop(images: Path, tmp_path: Path) -> None:
+def test_a_job_script_requeues_a_job_that_was_told_to_stop(
+    images: Path, fault: Report, tmp_path: Path
+) -> None:
     """With stand-ins for SLURM's three commands; the training behind them is real."""
     commands = tmp_path / "bin"
     commands.mkdir()
@@ -169,3 +202,4 @@ def test_a_job_script_requeues_a_job_that_was_told_to_stop(images: Path, tmp_pat
     assert job.wait(60) == 0, (tmp_path / "output.txt").read_text()
     assert (tmp_path / "scontrol.log").read_text() == "requeue 17\n"
     assert lines(run, "event")[-1]["event"] == "interrupted"
+    fault("SIGUSR1 to the SLURM script (its commands by stand-ins)", 1)

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from attnorm.errors import UserError
 from attnorm.training import checkpoint
+from attnorm.training.keeper import load_newest
 from tests.faults.conftest import Launch, lines, wait_for
 from tests.training.memory import MemoryLoader, stripes
 from tests.training.test_trainer import CLASSES, _config, _metrics, _tracker, _trainer
 
 Start = Callable[..., Launch]
+Report = Callable[..., None]
+REPEATED = "nothing; steps since the checkpoint are repeated"
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_ends_with_a_message_and_the_last_checkpoint_continues(
-    small_disk: Path, launch: Start
+    small_disk: Path, launch: Start, fault: Report
 ) -> None:
     run = small_disk / "run"
     arguments = [f"hydra.run.dir={run}", "checkpoint.keep_last=9"]
@@ -57,10 +60,11 @@ def test_a_full_disk_ends_with_a_message_and_the_last_checkpoint_continues(
         "event": "continued",
         "world_size": 1,
     }
+    fault("disk full while a checkpoint is written", 1, REPEATED)
 
 
 def test_data_that_disappears_stops_the_run_and_its_return_continues_it(
-    images: Path, launch: Start, tmp_path: Path
+    images: Path, launch: Start, fault: Report, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(images, data)
@@ -75,6 +79,7 @@ def test_data_that_disappears_stops_the_run_and_its_return_continues_it(
     again = launch(f"data.root={data}", "name=orphan", "epochs=40")
     wait_for(lambda: "Continuing from" in again.text)
     again.kill()
+    fault("data folder gone in mid-epoch, and back", 1, REPEATED)
 
 
 class _Poisoned(MemoryLoader):
@@ -99,7 +104,7 @@ def _poisoned(tmp_path: Path, **overrides: Any) -> Any:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_loss_that_is_not_finite_names_the_step_and_spares_the_checkpoint(
-    precision: str, tmp_path: Path
+    precision: str, fault: Report, tmp_path: Path
 ) -> None:
     trainer = _poisoned(tmp_path, precision=precision)
     with pytest.raises(UserError, match="not finite since step 15 "):
@@ -107,9 +112,10 @@ def test_a_loss_that_is_not_finite_names_the_step_and_spares_the_checkpoint(
     stored = checkpoint.load_checkpoint(tmp_path / "last.pt")
     assert stored["step"] == 15, "the newest with finite weights"
     assert all(value.isfinite().all() for value in stored["model"].values())
+    fault(f"infinite pixel at a known step, {precision}", 1)
 
 
-def test_rewinding_goes_back_and_takes_another_order(tmp_path: Path) -> None:
+def test_rewinding_goes_back_and_takes_another_order(tmp_path: Path, fault: Report) -> None:
     trainer = _poisoned(tmp_path, on_nonfinite="rewind")
     result = trainer.fit(_tracker(tmp_path))
     assert result["status"] == "finished"
@@ -118,6 +124,7 @@ def test_rewinding_goes_back_and_takes_another_order(tmp_path: Path) -> None:
     steps = [line["step"] for line in _metrics(tmp_path, "train")]
     assert steps == list(range(2, 25, 2)), "no step twice"
     assert all(torch.isfinite(p).all() for p in trainer.state.model.parameters())
+    fault("infinite pixel with on_nonfinite=rewind", 1)
 
 
 class _Hopeless(_Poisoned):
@@ -125,8 +132,39 @@ class _Hopeless(_Poisoned):
         return super().epoch(epoch % 1_000_000, start_batch)
 
 
-def test_rewinding_gives_up_after_max_rewinds(tmp_path: Path) -> None:
+def test_rewinding_gives_up_after_max_rewinds(tmp_path: Path, fault: Report) -> None:
     trainer = _poisoned(tmp_path, on_nonfinite="rewind", max_rewinds=2)
     trainer.train_loader.__class__ = _Hopeless
     with pytest.raises(UserError, match="not finite since step 15 after 2 rewinds"):
         trainer.fit(_tracker(tmp_path))
+    fault("infinite pixel that stays: gives up after max_rewinds", 1)
+
+
+def _damaged(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    elif how == "one bit flipped":
+        content[len(content) // 3] ^= 1
+    elif how == "empty":
+        content = bytearray()
+    path.write_bytes(content)
+    if how == "another program's":
+        torch.save({"state_dict": {}}, path)
+
+
+@pytest.mark.parametrize("how", ["truncated", "one bit flipped", "empty", "another program's"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_loaded(
+    how: str, fault: Report, tmp_path: Path
+) -> None:
+    trainer = _trainer(tmp_path, _config(epochs=2))
+    trainer.fit(_tracker(tmp_path))
+    before = sorted((tmp_path / "checkpoints").glob("*.pt"))[-2]
+    _damaged(tmp_path / "last.pt", how)
+    newest, damage = load_newest(tmp_path)
+    assert newest is not None
+    assert newest[0] == before
+    assert newest[1]["epoch"] == 1
+    assert len(damage) == 1
+    assert str(tmp_path / "last.pt") in damage[0]
+    fault(f"newest checkpoint {how}", 1, REPEATED)
