@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Median images per second of each loop, and the trainer's ratio to the other two."""
     process = distributed.current_process()
-    config = _config(args)
+    config = make_config(args)
     precision = resolve_precision(config.precision, process.device)
     loader = _loader(config, args.steps, process.device, precision)
+    folder = Path(tempfile.mkdtemp(prefix="attnorm-benchmark-"))
+    trainer, tracker = make_trainer(config, args.steps, process, folder)
     loops: dict[str, Callable[[], None]] = {
-        "trainer": _trainer_loop(config, loader, process),
+        "trainer": partial(one_epoch, trainer, tracker),
         "bare loop": _bare_loop(config, loader, process.device, precision),
         "timm's parts": _timm_loop(config, loader, process.device, precision),
     }
@@ -72,7 +75,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"images_per_second": speed, "ratios": ratios}
 
 
-def _config(args: argparse.Namespace) -> schema.Config:
+def make_config(args: argparse.Namespace) -> schema.Config:
+    """A run with the options that ``add_arguments`` adds, on synthetic images."""
     composed = OmegaConf.merge(
         OmegaConf.structured(schema.Config),
         {
@@ -105,20 +109,22 @@ def _loader(
     )
 
 
-def _trainer_loop(
-    config: schema.Config, loader: Loader, process: distributed.Process
-) -> Callable[[], None]:
+def make_trainer(
+    config: schema.Config, steps: int, process: distributed.Process, folder: Path
+) -> tuple[Trainer, Tracker]:
+    """The project's own trainer, as ``train.py`` runs it, with epochs of ``steps``."""
     torch.manual_seed(0)
     model = build_model(config.arch, config.norm, 1000)
-    folder = Path(tempfile.mkdtemp(prefix="attnorm-benchmark-"))
+    precision = resolve_precision(config.precision, process.device)
+    loader = _loader(config, steps, process.device, precision)
     trainer = Trainer(config, model, loader, loader, [""] * 1000, process, folder)
-    tracker = Tracker(folder, enabled=True, tensorboard=True)
+    return trainer, Tracker(folder, enabled=True, tensorboard=True)
 
-    def epoch() -> None:
-        trainer.train_epoch(tracker)
-        trainer.state.epoch, trainer.state.step_in_epoch = trainer.state.epoch + 1, 0
 
-    return epoch
+def one_epoch(trainer: Trainer, tracker: Tracker) -> None:
+    """An epoch of training without the evaluation at its end."""
+    trainer.train_epoch(tracker)
+    trainer.state.epoch, trainer.state.step_in_epoch = trainer.state.epoch + 1, 0
 
 
 def _bare_loop(

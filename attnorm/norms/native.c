@@ -1,0 +1,527 @@
+/* The passes of Attentive Normalization over float32 activations on a CPU.
+ *
+ * Plain C with OpenMP and no header of torch, so it compiles in about a second and does not depend
+ * on torch's version. An activation is dense, N x C x P (P = H*W); channels_last says whether the
+ * channel or the pixel is the fastest index. Per-instance arrays are N x C. All sums have a fixed
+ * order, so results do not depend on the number of threads.
+ */
+#include <math.h>
+#include <stddef.h>
+
+typedef ptrdiff_t idx;
+#define INLINE static inline __attribute__((always_inline))
+/* 64 x 64 floats stay in the first-level cache for a second look. */
+enum { CHANNEL_BLOCK = 64, PIXEL_BLOCK = 64, AHEAD = 8 };
+
+static inline idx least(idx a, idx b) { return a < b ? a : b; }
+
+/* With fewer instances than threads, pixels are divided where no sum runs over them. */
+static inline idx pixel_bands(idx n, idx p, int threads) {
+  return n >= threads ? 1 : least(p, threads);
+}
+
+/* Channels are taken in blocks of a constant width, which the compiler keeps in registers. */
+#define EACH_WIDTH(body, rest, position) \
+  if ((rest) >= CHANNEL_BLOCK) {         \
+    body(CHANNEL_BLOCK);                 \
+    position += CHANNEL_BLOCK;           \
+  } else if ((rest) >= 16) {             \
+    body(16);                            \
+    position += 16;                      \
+  } else {                               \
+    body(1);                             \
+    position += 1;                       \
+  }
+
+/* Blocks of channels are short pieces of memory far apart, which a processor does not foresee. */
+INLINE void foresee(const float *row, const int width) {
+  for (int k = 0; k < width; k += 16) __builtin_prefetch(row + k);
+}
+
+/* The gradient, or 0 where relu cut the value. An argument is loaded in any case, which is what lets
+ * the loops become vector instructions. */
+static inline float uncut(float gradient, float value, int relu) {
+  return !relu || value > 0 ? gradient : 0;
+}
+
+/* With fewer instances than threads, channels are divided too. */
+static inline idx channel_width(idx n, idx c, int threads) {
+  return n >= threads ? c : least(c, CHANNEL_BLOCK);
+}
+
+/* Sixteen sums at once over a row that may start anywhere. Written out because a compiler that may
+ * not reorder additions ends each such loop with sixteen of them one after the other. */
+typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int mask_lanes __attribute__((vector_size(64)));
+enum { LANES = 16 };
+
+static inline float lane_sum(lanes v) {
+  typedef float half_lanes __attribute__((vector_size(32)));
+  typedef float quarter_lanes __attribute__((vector_size(16)));
+  union { lanes whole; half_lanes parts[2]; } a = {.whole = v};
+  union { half_lanes whole; quarter_lanes parts[2]; } b = {.whole = a.parts[0] + a.parts[1]};
+  const quarter_lanes c = b.parts[0] + b.parts[1];
+  return (c[0] + c[1]) + (c[2] + c[3]);
+}
+
+static inline float dot(const float *a, const float *b, idx size) {
+  lanes sums = {0};
+  float rest = 0;
+  idx j = 0;
+  for (; j + LANES <= size; j += LANES) sums += *(const lanes *)(a + j) * *(const lanes *)(b + j);
+  for (; j < size; j++) rest += a[j] * b[j];
+  return lane_sum(sums) + rest;
+}
+
+static inline void row_moments(const float *row, idx size, float *mean, float *var) {
+  const idx whole = size / LANES * LANES;
+  lanes sums = {0}, rests = {0}, squares = {0};
+  float sum = 0, rest = 0, square = 0;
+  for (idx p = 0; p < whole; p += LANES) sums += *(const lanes *)(row + p);
+  for (idx p = whole; p < size; p++) sum += row[p];
+  const float centre = (lane_sum(sums) + sum) / (float)size;
+  /* The deviations' own sum is the rounding error of the first. */
+  for (idx p = 0; p < whole; p += LANES) {
+    const lanes d = *(const lanes *)(row + p) - centre;
+    rests += d;
+    squares += d * d;
+  }
+  for (idx p = whole; p < size; p++) {
+    const float d = row[p] - centre;
+    rest += d;
+    square += d * d;
+  }
+  rest = (lane_sum(rests) + rest) / (float)size;
+  const float v = (lane_sum(squares) + square) / (float)size - rest * rest;
+  *mean = centre + rest;
+  *var = v > 0 ? v : 0;
+}
+
+/* Blocks of pixels, each centred on its own mean, are merged as Chan et al. merge samples. */
+static void column_moments(const float *x, idx stride, idx width, idx size, float *restrict mean,
+                           float *restrict var) {
+  float sum[CHANNEL_BLOCK], squares[CHANNEL_BLOCK];
+  for (idx from = 0; from < width; from += CHANNEL_BLOCK) {
+    const idx w = least(CHANNEL_BLOCK, width - from);
+    float *restrict m = mean + from, *restrict v = var + from;
+    for (idx begin = 0; begin < size; begin += PIXEL_BLOCK) {
+      const idx count = least(PIXEL_BLOCK, size - begin);
+      const float *rows = x + begin * stride + from;
+      for (idx c = 0; c < w; c++) sum[c] = squares[c] = 0;
+      for (idx p = 0; p < count; p++) {
+        const float *row = rows + p * stride;
+#pragma omp simd
+        for (idx c = 0; c < w; c++) sum[c] += row[c];
+      }
+      for (idx c = 0; c < w; c++) sum[c] /= (float)count;
+      for (idx p = 0; p < count; p++) {
+        const float *row = rows + p * stride;
+#pragma omp simd
+        for (idx c = 0; c < w; c++) {
+          const float d = row[c] - sum[c];
+          squares[c] += d * d;
+        }
+      }
+      if (begin == 0) {
+        for (idx c = 0; c < w; c++) m[c] = sum[c], v[c] = squares[c];
+        continue;
+      }
+      const float share = (float)count / (float)(begin + count);
+#pragma omp simd
+      for (idx c = 0; c < w; c++) {
+        const float d = sum[c] - m[c];
+        m[c] += d * share;
+        v[c] += squares[c] + d * d * share * (float)begin;
+      }
+    }
+    for (idx c = 0; c < w; c++) v[c] /= (float)size;
+  }
+}
+
+static void moments(const float *x, float *mean, float *var, idx n, idx c, idx p,
+                     int channels_last, int threads) {
+  if (!channels_last) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (idx i = 0; i < n * c; i++) row_moments(x + i * p, p, mean + i, var + i);
+    return;
+  }
+  const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx task = 0; task < n * blocks; task++) {
+    const idx i = task / blocks, from = task % blocks * width;
+    column_moments(x + i * p * c + from, c, least(width, c - from), p, mean + i * c + from,
+                   var + i * c + from);
+  }
+}
+
+/* y = gain * rstd * (x - centre) + offset, negative values cut to 0 if relu. Instances are taken
+ * in the opposite order of the pass before, so its last ones are still in the cache. */
+INLINE void apply_columns(const float *x, const float *gain, const float *offset,
+                          const float *centre, const float *rstd, float *y, idx stride, idx size,
+                          const int width, const int relu) {
+  float scale[CHANNEL_BLOCK], shift[CHANNEL_BLOCK], middle[CHANNEL_BLOCK];
+  for (int k = 0; k < width; k++)
+    scale[k] = gain[k] * rstd[k], shift[k] = offset[k], middle[k] = centre[k];
+  for (idx j = 0; j < size; j++) {
+    const float *restrict in = x + j * stride;
+    float *restrict out = y + j * stride;
+    foresee(in + AHEAD * stride, width);
+#pragma omp simd
+    for (int k = 0; k < width; k++) {
+      const float value = scale[k] * (in[k] - middle[k]) + shift[k];
+      out[k] = relu && !(value > 0) ? 0 : value;
+    }
+  }
+}
+
+INLINE void apply_pass(const float *x, const float *gain, const float *offset, const float *centre,
+                       const float *rstd, float *y, idx n, idx c, idx p, int channels_last,
+                       const int relu, int threads) {
+  if (!channels_last) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (idx task = 0; task < n * c; task++) {
+      const idx k = task % c, i = (n - 1 - task / c) * c + k;
+      const float scale = gain[i] * rstd[k], shift = offset[i], m = centre[k];
+      const float *restrict in = x + i * p;
+      float *restrict out = y + i * p;
+#pragma omp simd
+      for (idx j = 0; j < p; j++) {
+        const float value = scale * (in[j] - m) + shift;
+        out[j] = relu && !(value > 0) ? 0 : value;
+      }
+    }
+    return;
+  }
+  const idx bands = pixel_bands(n, p, threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx task = 0; task < n * bands; task++) {
+    const idx i = n - 1 - task / bands, band = task % bands;
+    const idx begin = band * p / bands, end = (band + 1) * p / bands;
+    idx k = 0;
+    while (k < c) {
+      const idx pixel = (i * p + begin) * c + k, at = i * c + k;
+#define COLUMNS(width)                                                                             \
+  apply_columns(x + pixel, gain + at, offset + at, centre + k, rstd + k, y + pixel, c,             \
+                end - begin, width, relu)
+      EACH_WIDTH(COLUMNS, c - k, k)
+#undef COLUMNS
+    }
+  }
+}
+
+void attnorm_apply(const float *x, const float *affine, const float *centre, const float *rstd,
+                   float *y, idx n, idx c, idx p, int channels_last, int relu, int threads) {
+  const float *offset = affine + n * c;
+  if (relu)
+    apply_pass(x, affine, offset, centre, rstd, y, n, c, p, channels_last, 1, threads);
+  else
+    apply_pass(x, affine, offset, centre, rstd, y, n, c, p, channels_last, 0, threads);
+}
+
+/* Three N x C planes of sums over pixels: of dy, dy * (x - centre) and x - centre; where relu cut
+ * the output, dy counts as 0. */
+INLINE void reduce_columns(const float *dy, const float *x, const float *gain, const float *offset,
+                           const float *centre, const float *rstd, float *first, float *second,
+                           float *third, idx stride, idx size, const int width, const int relu) {
+  float scale[CHANNEL_BLOCK], shift[CHANNEL_BLOCK], middle[CHANNEL_BLOCK];
+  float a[CHANNEL_BLOCK], b[CHANNEL_BLOCK], d[CHANNEL_BLOCK];
+  for (int k = 0; k < width; k++) {
+    scale[k] = gain[k] * rstd[k], shift[k] = offset[k], middle[k] = centre[k];
+    a[k] = b[k] = d[k] = 0;
+  }
+  for (idx j = 0; j < size; j++) {
+    const float *restrict in = x + j * stride, *restrict grad = dy + j * stride;
+    foresee(in + AHEAD * stride, width), foresee(grad + AHEAD * stride, width);
+#pragma omp simd
+    for (int k = 0; k < width; k++) {
+      const float from_centre = in[k] - middle[k];
+      const float g = uncut(grad[k], scale[k] * from_centre + shift[k], relu);
+      a[k] += g;
+      b[k] += g * from_centre;
+      d[k] += from_centre;
+    }
+  }
+  for (int k = 0; k < width; k++) first[k] = a[k], second[k] = b[k], third[k] = d[k];
+}
+
+INLINE void reduce_pass(const float *dy, const float *x, const float *gain, const float *offset,
+                        const float *centre, const float *rstd, float *sums, idx n, idx c, idx p,
+                        int channels_last, const int relu, int threads) {
+  float *first = sums, *second = sums + n * c, *third = sums + 2 * n * c;
+  if (!channels_last) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (idx i = 0; i < n * c; i++) {
+      const idx k = i % c;
+      const float scale = gain[i] * rstd[k], shift = offset[i], m = centre[k];
+      const float *restrict in = x + i * p, *restrict grad = dy + i * p;
+      const idx whole = p / LANES * LANES;
+      lanes as = {0}, bs = {0}, ds = {0};
+      float a = 0, b = 0, d = 0;
+      for (idx j = 0; j < whole; j += LANES) {
+        const lanes from_centre = *(const lanes *)(in + j) - m;
+        lanes g = *(const lanes *)(grad + j);
+        if (relu) {
+          const mask_lanes kept = scale * from_centre + shift > 0;
+          g = (lanes)((mask_lanes)g & kept);
+        }
+        as += g;
+        bs += g * from_centre;
+        ds += from_centre;
+      }
+      for (idx j = whole; j < p; j++) {
+        const float from_centre = in[j] - m;
+        const float g = uncut(grad[j], scale * from_centre + shift, relu);
+        a += g;
+        b += g * from_centre;
+        d += from_centre;
+      }
+      a += lane_sum(as), b += lane_sum(bs), d += lane_sum(ds);
+      first[i] = a, second[i] = b, third[i] = d;
+    }
+    return;
+  }
+  const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx task = 0; task < n * blocks; task++) {
+    const idx i = task / blocks, end = least(c, (task % blocks + 1) * width);
+    idx k = task % blocks * width;
+    while (k < end) {
+      const idx pixel = i * p * c + k, at = i * c + k;
+#define COLUMNS(width)                                                                             \
+  reduce_columns(dy + pixel, x + pixel, gain + at, offset + at, centre + k, rstd + k, first + at,  \
+                 second + at, third + at, c, p, width, relu)
+      EACH_WIDTH(COLUMNS, end - k, k)
+#undef COLUMNS
+    }
+  }
+}
+
+/* dx = gain * rstd * dy + slope * (x - centre) + shift, slope per channel, shift per instance. */
+INLINE void gradient_columns(const float *dy, const float *x, const float *gain,
+                             const float *offset, const float *centre, const float *rstd,
+                             const float *slope, const float *shift, float *dx, idx stride,
+                             idx size, const int width, const int relu) {
+  float scale[CHANNEL_BLOCK], cut[CHANNEL_BLOCK], middle[CHANNEL_BLOCK];
+  float incline[CHANNEL_BLOCK], constant[CHANNEL_BLOCK];
+  for (int k = 0; k < width; k++) {
+    scale[k] = gain[k] * rstd[k], cut[k] = offset[k], middle[k] = centre[k];
+    incline[k] = slope[k], constant[k] = shift[k];
+  }
+  for (idx j = 0; j < size; j++) {
+    const float *restrict in = x + j * stride, *restrict grad = dy + j * stride;
+    foresee(in + AHEAD * stride, width), foresee(grad + AHEAD * stride, width);
+    float *restrict out = dx + j * stride;
+#pragma omp simd
+    for (int k = 0; k < width; k++) {
+      const float from_centre = in[k] - middle[k];
+      const float g = uncut(grad[k], scale[k] * from_centre + cut[k], relu);
+      out[k] = scale[k] * g + (incline[k] * from_centre + constant[k]);
+    }
+  }
+}
+
+INLINE void gradient_pass(const float *dy, const float *x, const float *gain, const float *offset,
+                          const float *centre, const float *rstd, const float *slope,
+                          const float *shift, float *dx, idx n, idx c, idx p, int channels_last,
+                          const int relu, int threads) {
+  if (!channels_last) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (idx task = 0; task < n * c; task++) {
+      const idx k = task % c, i = (n - 1 - task / c) * c + k;
+      const float scale = gain[i] * rstd[k], b = offset[i], m = centre[k], e = slope[k];
+      const float constant = shift[i];
+      const float *restrict in = x + i * p, *restrict grad = dy + i * p;
+      float *restrict out = dx + i * p;
+#pragma omp simd
+      for (idx j = 0; j < p; j++) {
+        const float from_centre = in[j] - m;
+        const float g = uncut(grad[j], scale * from_centre + b, relu);
+        out[j] = scale * g + (e * from_centre + constant);
+      }
+    }
+    return;
+  }
+  const idx bands = pixel_bands(n, p, threads);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx task = 0; task < n * bands; task++) {
+    const idx i = n - 1 - task / bands, band = task % bands;
+    const idx begin = band * p / bands, end = (band + 1) * p / bands;
+    idx k = 0;
+    while (k < c) {
+      const idx pixel = (i * p + begin) * c + k, at = i * c + k;
+#define COLUMNS(width)                                                                             \
+  gradient_columns(dy + pixel, x + pixel, gain + at, offset + at, centre + k, rstd + k, slope + k, \
+                   shift + at, dx + pixel, c, end - begin, width, relu)
+      EACH_WIDTH(COLUMNS, c - k, k)
+#undef COLUMNS
+    }
+  }
+}
+
+/* dmean and folded, as attnorm_collect leaves them, are overwritten by shift and slope. */
+void attnorm_gradient(const float *dy, const float *x, const float *affine, const float *centre,
+                      const float *rstd, float *dmean, float *folded, float *dx, idx n, idx c,
+                      idx p, int channels_last, int relu, int threads) {
+  const float *offset = affine + n * c;
+  float *slope = folded + c;
+  for (idx j = 0; j < c; j++) slope[j] *= -rstd[j] * rstd[j];
+  for (idx i = 0; i < n; i++)
+#pragma omp simd
+    for (idx j = 0; j < c; j++) dmean[i * c + j] = dmean[i * c + j] / (float)p - rstd[j] * folded[j];
+  if (relu)
+    gradient_pass(dy, x, affine, offset, centre, rstd, slope, dmean, dx, n, c, p, channels_last, 1,
+                  threads);
+  else
+    gradient_pass(dy, x, affine, offset, centre, rstd, slope, dmean, dx, n, c, p, channels_last, 0,
+                  threads);
+}
+
+/* gain = lambda gamma, offset = lambda beta, of one instance. With rows = 2k outputs the first k
+ * weigh the scales and the others the offsets, with rows = k all weigh both. */
+static void affine_row(const float *lambda, const float *gamma, const float *beta, float *gain,
+                       float *offset, idx c, idx k, idx rows) {
+  float *restrict g = gain, *restrict b = offset;
+  for (idx j = 0; j < c; j++) g[j] = b[j] = 0;
+  for (idx t = 0; t < k; t++) {
+    const float u = lambda[t], v = lambda[rows - k + t];
+    const float *restrict from_gamma = gamma + t * c, *restrict from_beta = beta + t * c;
+#pragma omp simd
+    for (idx j = 0; j < c; j++) g[j] += u * from_gamma[j], b[j] += v * from_beta[j];
+  }
+}
+
+/* lambda = sigmoid(mean W' + b) of one instance */
+static void attention_row(const float *mean, const float *weight, const float *bias, float *lambda,
+                          idx c, idx rows) {
+  for (idx t = 0; t < rows; t++) {
+    lambda[t] = 1 / (1 + expf(-(dot(mean, weight + t * c, c) + bias[t])));
+  }
+}
+
+/* Channel statistics of the batch from per-instance moments over p pixels each. */
+static void statistics(const float *mean, const float *var, float *centre, float *unbiased,
+                        float *rstd, idx n, idx c, idx p, float eps) {
+  const float count = (float)(n * p), correction = count > 1 ? count / (count - 1) : 1;
+  for (idx j = 0; j < c; j++) centre[j] = unbiased[j] = 0;
+  for (idx i = 0; i < n; i++)
+#pragma omp simd
+    for (idx j = 0; j < c; j++) centre[j] += mean[i * c + j] - mean[j];
+  for (idx j = 0; j < c; j++) centre[j] = mean[j] + centre[j] / (float)n;
+  for (idx i = 0; i < n; i++)
+#pragma omp simd
+    for (idx j = 0; j < c; j++) {
+      const float d = mean[i * c + j] - centre[j];
+      unbiased[j] += var[i * c + j] + d * d;
+    }
+  for (idx j = 0; j < c; j++) {
+    const float biased = unbiased[j] / (float)n;
+    rstd[j] = 1 / sqrtf(biased + eps);
+    unbiased[j] = biased * correction;
+  }
+}
+
+/* Gradients of everything small, from the sums of reduce_pass, whose planes are turned into the sums
+ * of dy and of dy * xhat, and the means. folded: the two C-long means over the batch of gain * dy
+ * and gain * dy * xhat. */
+static void head_backward(float *sums, const float *lambda, const float *gamma, const float *beta,
+                          const float *weight, const float *gain, const float *centre,
+                          const float *rstd, float *dgamma, float *dbeta, float *dweight,
+                          float *dbias, float *dmean, float *folded, float *dz, idx n, idx c,
+                          idx p, idx k, idx rows, int threads) {
+  const float *first = sums;
+  float *second = sums + n * c, *mean = sums + 2 * n * c;
+  const float share = 1 / (float)p;
+  const idx split = rows - k;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx i = 0; i < n; i++) {
+    const float *dy = first + i * c;
+    float *restrict dy_xhat = second + i * c, *restrict a = mean + i * c;
+    float *restrict grad = dmean + i * c;
+    for (idx j = 0; j < c; j++) {
+      dy_xhat[j] *= rstd[j];
+      a[j] = centre[j] + a[j] * share;
+      grad[j] = 0;
+    }
+    for (idx t = 0; t < k; t++) {
+      const float u = dot(dy_xhat, gamma + t * c, c), v = dot(dy, beta + t * c, c);
+      dz[i * rows + t] = split ? u : u + v;
+      if (split) dz[i * rows + split + t] = v;
+    }
+    for (idx t = 0; t < rows; t++) {
+      const float l = lambda[i * rows + t], d = dz[i * rows + t] * l * (1 - l);
+      const float *w = weight + t * c;
+      dz[i * rows + t] = d;
+#pragma omp simd
+      for (idx j = 0; j < c; j++) grad[j] += d * w[j];
+    }
+  }
+  /* One row of dgamma and dbeta, or one of dweight, at a time. */
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx task = 0; task < k + rows; task++) {
+    if (task < k) {
+      float *restrict of_gamma = dgamma + task * c, *restrict of_beta = dbeta + task * c;
+      for (idx j = 0; j < c; j++) of_gamma[j] = of_beta[j] = 0;
+      for (idx i = 0; i < n; i++) {
+        const float u = lambda[i * rows + task], v = lambda[i * rows + split + task];
+#pragma omp simd
+        for (idx j = 0; j < c; j++) {
+          of_gamma[j] += u * second[i * c + j];
+          of_beta[j] += v * first[i * c + j];
+        }
+      }
+    } else {
+      const idx t = task - k;
+      float *restrict of_weight = dweight + t * c, total = 0;
+      for (idx j = 0; j < c; j++) of_weight[j] = 0;
+      for (idx i = 0; i < n; i++) {
+        const float d = dz[i * rows + t];
+        total += d;
+#pragma omp simd
+        for (idx j = 0; j < c; j++) of_weight[j] += d * mean[i * c + j];
+      }
+      dbias[t] = total;
+    }
+  }
+  for (idx j = 0; j < 2 * c; j++) folded[j] = 0;
+  for (idx i = 0; i < n; i++)
+#pragma omp simd
+    for (idx j = 0; j < c; j++) {
+      folded[j] += gain[i * c + j] * first[i * c + j];
+      folded[c + j] += gain[i * c + j] * second[i * c + j];
+    }
+  for (idx j = 0; j < 2 * c; j++) folded[j] /= (float)(n * p);
+}
+
+/* All that a forward pass needs to know before it can write y. scratch: 2 x N x C. */
+void attnorm_prepare(const float *x, const float *gamma, const float *beta, const float *weight,
+                     const float *bias, float *lambda, float *affine_maps, float *centre,
+                     float *unbiased, float *rstd, float *scratch, idx n, idx c, idx p, idx k,
+                     idx rows, int channels_last, int threads, float eps) {
+  float *mean = scratch, *var = scratch + n * c;
+  moments(x, mean, var, n, c, p, channels_last, threads);
+  statistics(mean, var, centre, unbiased, rstd, n, c, p, eps);
+  float *gain = affine_maps, *offset = affine_maps + n * c;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx i = 0; i < n; i++) {
+    attention_row(mean + i * c, weight, bias, lambda + i * rows, c, rows);
+    affine_row(lambda + i * rows, gamma, beta, gain + i * c, offset + i * c, c, k, rows);
+  }
+}
+
+/* All that a backward pass needs to know before it can write dx. scratch: 3 x N x C, N x R. */
+void attnorm_collect(const float *dy, const float *x, const float *lambda, const float *gamma,
+                     const float *beta, const float *weight, const float *centre,
+                     const float *rstd, float *dgamma, float *dbeta, float *dweight, float *dbias,
+                     float *affine_maps, float *dmean, float *folded, float *scratch, idx n, idx c,
+                     idx p, idx k, idx rows, int channels_last, int threads, int relu) {
+  float *gain = affine_maps, *offset = affine_maps + n * c;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx i = 0; i < n; i++)
+    affine_row(lambda + i * rows, gamma, beta, gain + i * c, offset + i * c, c, k, rows);
+  if (relu)
+    reduce_pass(dy, x, gain, offset, centre, rstd, scratch, n, c, p, channels_last, 1, threads);
+  else
+    reduce_pass(dy, x, gain, offset, centre, rstd, scratch, n, c, p, channels_last, 0, threads);
+  head_backward(scratch, lambda, gamma, beta, weight, gain, centre, rstd, dgamma, dbeta, dweight,
+                dbias, dmean, folded, scratch + 3 * n * c, n, c, p, k, rows, threads);
+}

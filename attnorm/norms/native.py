@@ -1,0 +1,204 @@
+"""The passes in C for float32 on a CPU, compiled at first use where there is a compiler.
+
+The shared object is kept in the user's cache under a name that stands for the source, the compiler
+and the processor. Where anything is missing, :func:`load` says so once and returns nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnorm.norms.passes import Collected
+
+log = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("native.c")
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_COMPILE_SECONDS = 60
+
+# Numbers of pointers, of sizes (N, C, P, K, R) and of switches (the last is the thread count).
+_SIGNATURES = {
+    "attnorm_prepare": (11, 5, 2),
+    "attnorm_apply": (5, 3, 3),
+    "attnorm_collect": (16, 5, 3),
+    "attnorm_gradient": (8, 3, 3),
+}
+
+
+class NativePasses:
+    """float32 activations on a CPU, contiguous or channels_last."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        for name, (pointers, sizes, switches) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype = None
+            arguments: list[Any] = [ctypes.c_void_p] * pointers
+            arguments += [ctypes.c_ssize_t] * sizes + [ctypes.c_int] * switches
+            # eps comes last, where there is one.
+            function.argtypes = arguments + [ctypes.c_float] * (name == "attnorm_prepare")
+        self._library = library
+
+    def prepare(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        head_weight: Tensor,
+        head_bias: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        n, c, pixels = _sizes(x)
+        k, rows = weight.shape[0], head_bias.shape[0]
+        mixture, affine = x.new_empty(n, rows), x.new_empty(2, n, c)
+        centre, unbiased, rstd = x.new_empty(c), x.new_empty(c), x.new_empty(c)
+        scratch = x.new_empty(2 * n * c)
+        inputs, results = (x, weight, bias, head_weight, head_bias), (mixture, affine, centre)
+        self._library.attnorm_prepare(
+            *_pointers(*inputs, *results, unbiased, rstd, scratch),
+            *(n, c, pixels, k, rows),
+            not x.is_contiguous(),
+            torch.get_num_threads(),
+            eps,
+        )
+        return mixture, affine, centre, unbiased, rstd
+
+    def apply(self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, relu: bool) -> Tensor:
+        y = torch.empty_like(x)
+        self._library.attnorm_apply(
+            *_pointers(x, affine, centre, rstd, y),
+            *_sizes(x),
+            not x.is_contiguous(),
+            relu,
+            torch.get_num_threads(),
+        )
+        return y
+
+    def collect(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        mixture: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        head_weight: Tensor,
+        centre: Tensor,
+        rstd: Tensor,
+        relu: bool,
+    ) -> Collected:
+        n, c, pixels = _sizes(x)
+        k, rows = weight.shape[0], head_weight.shape[0]
+        found = Collected(
+            weight_grad=torch.empty_like(weight),
+            bias_grad=torch.empty_like(bias),
+            head_weight_grad=torch.empty_like(head_weight),
+            head_bias_grad=x.new_empty(rows),
+            affine=x.new_empty(2, n, c),
+            mean_grad=x.new_empty(n, c),
+            folded=x.new_empty(2, c),
+        )
+        scratch = x.new_empty(3 * n * c + n * rows)
+        inputs = (dy, x, mixture, weight, bias, head_weight, centre, rstd)
+        self._library.attnorm_collect(
+            *_pointers(*inputs, *found, scratch),
+            *(n, c, pixels, k, rows),
+            not x.is_contiguous(),
+            torch.get_num_threads(),
+            relu,
+        )
+        return found
+
+    def gradient(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        affine: Tensor,
+        centre: Tensor,
+        rstd: Tensor,
+        mean_grad: Tensor,
+        folded: Tensor,
+        relu: bool,
+    ) -> Tensor:
+        dx = torch.empty_like(x)
+        self._library.attnorm_gradient(
+            *_pointers(dy, x, affine, centre, rstd, mean_grad, folded, dx),
+            *_sizes(x),
+            not x.is_contiguous(),
+            relu,
+            torch.get_num_threads(),
+        )
+        return dx
+
+
+def _pointers(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    n, c, h, w = x.shape
+    return n, c, h * w
+
+
+@cache
+def load() -> NativePasses | None:
+    """The compiled passes, or None (with one line in the log) where they cannot be had."""
+    try:
+        return NativePasses(ctypes.CDLL(str(_shared_object()), mode=os.RTLD_NOW))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        log.info("Attentive Normalization runs on plain torch operations here: %s", reason)
+        return None
+
+
+def _shared_object() -> Path:
+    """Compile, unless the cache has it. Any number of processes may do this at the same time."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise OSError("no C compiler found (cc or gcc on PATH, or CC)")
+    target = _cache_folder() / f"native-{_fingerprint(compiler)}.so"
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built, objects = Path(folder) / target.name, Path(folder) / "native.o"
+        _execute(compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(objects))
+        # Linked without OpenMP: its functions are then those of the runtime torch has loaded, so
+        # both share one pool of threads. A torch without that runtime makes loading fail.
+        _execute(compiler, "-shared", str(objects), "-o", str(built))
+        built.replace(target)
+    return target
+
+
+def _cache_folder() -> Path:
+    """``ATTNORM_CACHE``, or ``attnorm`` in the user's cache folder."""
+    if own := os.environ.get("ATTNORM_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnorm"
+
+
+def _fingerprint(compiler: str) -> str:
+    """A home folder may be shared by machines with other processors."""
+    parts = [_SOURCE.read_text(), _execute(compiler, "--version"), *_FLAGS, platform.machine()]
+    processor = Path("/proc/cpuinfo")
+    if processor.is_file():
+        lines = processor.read_text().splitlines()
+        parts += sorted({line for line in lines if line.startswith(("flags", "Features", "model"))})
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _execute(*command: str) -> str:
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=_COMPILE_SECONDS
+    ).stdout

@@ -1,0 +1,162 @@
+"""The passes as Triton kernels for a GPU: three launches forward, four backward.
+
+Block sizes follow from the shape of an image alone, and the batch size is never specialized on, so
+batches of another size compile nothing new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import triton
+from torch import Tensor
+
+from attnorm.norms import triton_kernels as kernels
+from attnorm.norms.passes import Collected, statistics_dtype
+
+_TILE = 4096
+# Instances and channels of the small matrix products; 16 is the least a product takes.
+_BLOCK_N, _BLOCK_C = 16, 64
+
+
+class TritonPasses:
+    """fp16, bf16 and fp32 activations, contiguous or channels_last, of any size."""
+
+    def prepare(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        head_weight: Tensor,
+        head_bias: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        n, c = x.shape[:2]
+        pixels, (k, rows) = x.shape[2] * x.shape[3], (weight.shape[0], head_bias.shape[0])
+        empty = _allocator(x)
+        moments, mixture, affine = empty(2, n, c), empty(n, rows), empty(2, n, c)
+        centre, unbiased, rstd = empty(c), empty(c), empty(c)
+        tile = _tile(x)
+        grid = (n, triton.cdiv(c, tile["BLOCK_C"]))
+        kernels.moments_kernel[grid](x, moments[0], moments[1], n, c, pixels, *_strides(x), **tile)
+        kernels.head_kernel[(triton.cdiv(n, _BLOCK_N) + triton.cdiv(c, _BLOCK_C),)](
+            *(moments[0], moments[1], weight, bias, head_weight, head_bias),
+            *(mixture, affine, centre, unbiased, rstd),
+            *(n, c, pixels, k, rows, eps),
+            **_small_blocks(BLOCK_K=k),
+            SEPARATE=rows != k,
+        )
+        return mixture, affine, centre, unbiased, rstd
+
+    def apply(self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, relu: bool) -> Tensor:
+        y, (n, c) = torch.empty_like(x), x.shape[:2]
+        sizes = (n, c, x.shape[2] * x.shape[3], *_strides(x))
+        kernels.apply_kernel[_tile_grid(x)](
+            x, affine, centre, rstd, y, *sizes, RELU=relu, **_tile(x)
+        )
+        return y
+
+    def collect(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        mixture: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        head_weight: Tensor,
+        centre: Tensor,
+        rstd: Tensor,
+        relu: bool,
+    ) -> Collected:
+        n, c = x.shape[:2]
+        pixels, (k, rows) = x.shape[2] * x.shape[3], (weight.shape[0], mixture.shape[1])
+        empty = _allocator(x)
+        sums, logit_grad = empty(3, n, c), empty(n, rows)
+        found = Collected(
+            weight_grad=empty(k, c),
+            bias_grad=empty(k, c),
+            head_weight_grad=empty(rows, c),
+            head_bias_grad=empty(rows),
+            affine=empty(2, n, c),
+            mean_grad=empty(n, c),
+            folded=empty(2, c),
+        )
+        tile = _tile(x)
+        kernels.reduce_kernel[(n, triton.cdiv(c, tile["BLOCK_C"]))](
+            *(dy, x, mixture, weight, bias, centre, rstd, found.affine, sums),
+            *(n, c, pixels, k, rows, *_strides(x)),
+            RELU=relu,
+            **tile,
+        )
+        kernels.logits_backward_kernel[(triton.cdiv(n, _BLOCK_N) + triton.cdiv(c, _BLOCK_C),)](
+            *(sums, mixture, weight, bias, found.affine, rstd, logit_grad),
+            *(found.weight_grad, found.bias_grad, found.folded),
+            *(n, c, pixels, k, rows),
+            **_small_blocks(BLOCK_K=k),
+            SEPARATE=rows != k,
+        )
+        kernels.head_backward_kernel[(triton.cdiv(c, _BLOCK_C),)](
+            *(sums, logit_grad, head_weight, centre),
+            *(found.head_weight_grad, found.head_bias_grad, found.mean_grad),
+            *(n, c, pixels, rows),
+            **_small_blocks(BLOCK_R=rows),
+        )
+        return found
+
+    def gradient(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        affine: Tensor,
+        centre: Tensor,
+        rstd: Tensor,
+        mean_grad: Tensor,
+        folded: Tensor,
+        relu: bool,
+    ) -> Tensor:
+        dx, (n, c) = torch.empty_like(x), x.shape[:2]
+        sizes = (n, c, x.shape[2] * x.shape[3], *_strides(x))
+        small = (affine, centre, rstd, mean_grad, folded)
+        kernels.gradient_kernel[_tile_grid(x)](dy, x, *small, dx, *sizes, RELU=relu, **_tile(x))
+        return dx
+
+
+def _allocator(x: Tensor) -> Callable[..., Tensor]:
+    dtype = statistics_dtype(x)
+    return lambda *shape: x.new_empty(shape, dtype=dtype)
+
+
+def _strides(x: Tensor) -> tuple[int, int]:
+    """Of channels and of pixels."""
+    pixels = x.shape[2] * x.shape[3]
+    return (pixels, 1) if x.is_contiguous() else (1, x.shape[1])
+
+
+def _tile(x: Tensor) -> dict[str, int]:
+    """Channels x pixels of a block: long along memory, both powers of two."""
+    channels = triton.next_power_of_2(x.shape[1])
+    pixels = triton.next_power_of_2(x.shape[2] * x.shape[3])
+    if x.is_contiguous():
+        block_p = min(pixels, 1024)
+        block_c = min(channels, _TILE // 2 // block_p)
+    else:
+        # 32 half-precision channels fill two memory sectors, and narrow blocks mean more programs.
+        block_c = min(channels, 32)
+        block_p = min(pixels, _TILE // block_c)
+    return {
+        "BLOCK_C": block_c,
+        "BLOCK_P": block_p,
+        "num_warps": 8 if block_c * block_p >= _TILE else 4,
+    }
+
+
+def _tile_grid(x: Tensor) -> tuple[int, int]:
+    tile = _tile(x)
+    c_blocks = triton.cdiv(x.shape[1], tile["BLOCK_C"])
+    return x.shape[0] * c_blocks, triton.cdiv(x.shape[2] * x.shape[3], tile["BLOCK_P"])
+
+
+def _small_blocks(**rows: int) -> dict[str, int]:
+    padded = {name: max(16, triton.next_power_of_2(number)) for name, number in rows.items()}
+    return {"BLOCK_N": _BLOCK_N, "BLOCK_C": _BLOCK_C, **padded}

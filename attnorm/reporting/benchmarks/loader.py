@@ -1,0 +1,146 @@
+"""``benchmark.py loader``: our loaders against timm's and torchvision's on the same photographs.
+
+Every loader reads the same files with the same number of workers, random-resized-crops, flips and
+normalizes them; one epoch each in turns, so that a busy machine slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import create_dataset, create_loader
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from attnorm.config import DataConfig, LoaderConfig
+from attnorm.data.build import build_train_loader
+from attnorm.data.folder import scan
+
+Epoch = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``benchmark.py loader``."""
+    parser.add_argument("--root", type=Path, required=True, help="holds train/CLASS/*")
+    parser.add_argument("--images", type=int, default=1024, help="photos repeat up to this many")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5, help="epochs of each loader, in turns")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Median images per second of each loader, and our default's ratio to the others'."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _repeat(args.root / "train", root / "train", args.images)
+        (root / "val").symlink_to(root / "train")
+        loaders: dict[str, Epoch] = {
+            "ours (auto)": _ours("auto", root, args, device, stack),
+            "ours (torch)": _ours("torch", root, args, device, stack),
+            "timm": _timm(root, args, device, color_jitter=0.4),
+            "timm, no colour jitter": _timm(root, args, device, color_jitter=None),
+            "torchvision": _torchvision(root, args),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in loaders}
+        for epoch in range(args.repeats + 1):
+            for name, batches in loaders.items():
+                taken = _seconds_per_image(batches, epoch, device)
+                if epoch:  # the first one starts the workers and warms the disk cache
+                    seconds[name].append(taken)
+    default = seconds["ours (auto)"]
+    ratios = {
+        f"ours (auto) ÷ {name}": statistics.median(
+            other / own for other, own in zip(times, default, strict=True)
+        )
+        for name, times in seconds.items()
+        if times is not default
+    }
+    speed = {name: 1 / statistics.median(times) for name, times in seconds.items()}
+    return {"images_per_second": speed, "ratios": ratios}
+
+
+def _repeat(source: Path, target: Path, images: int) -> None:
+    """Links to the photographs of ``source``, again and again until there are ``images``."""
+    photos = scan(source)
+    for number in range(images):
+        photo = Path(photos.path(number % len(photos)))
+        link = target / photo.parent.name / f"{number:06d}{photo.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(photo.resolve())
+
+
+def _ours(
+    name: str, root: Path, args: argparse.Namespace, device: torch.device, stack: ExitStack
+) -> Epoch:
+    data = DataConfig(
+        name="photos", root=str(root), image_size=args.image_size, workers=args.workers
+    )
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    loader = build_train_loader(
+        data,
+        LoaderConfig(name=name),
+        batch_size=args.batch_size,
+        seed=0,
+        device=device,
+        dtype=dtype,
+    )
+    stack.callback(loader.close)
+    return loader.epoch
+
+
+def _timm(
+    root: Path, args: argparse.Namespace, device: torch.device, color_jitter: float | None
+) -> Epoch:
+    """timm's loader with its defaults; colour jitter is one of them."""
+    dataset = create_dataset("", root=str(root / "train"), split="train", is_training=True)
+    loader = create_loader(
+        dataset,
+        input_size=(3, args.image_size, args.image_size),
+        batch_size=args.batch_size,
+        is_training=True,
+        num_workers=args.workers,
+        color_jitter=color_jitter,
+        device=device,
+        img_dtype=torch.float16 if device.type == "cuda" else torch.float32,
+        pin_memory=device.type == "cuda",
+    )
+    return lambda _epoch: iter(loader)
+
+
+def _torchvision(root: Path, args: argparse.Namespace) -> Epoch:
+    """ImageFolder and the transforms of torchvision's own training reference."""
+    steps = [
+        transforms.RandomResizedCrop(args.image_size),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ]
+    loader = DataLoader(
+        ImageFolder(str(root / "train"), transforms.Compose(steps)),
+        batch_size=args.batch_size,
+        shuffle=True,
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        drop_last=True,
+    )
+    return lambda _epoch: iter(loader)
+
+
+def _seconds_per_image(batches: Epoch, epoch: int, device: torch.device) -> float:
+    started = time.perf_counter()
+    images = sum(len(labels) for _, labels in batches(epoch))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - started) / images

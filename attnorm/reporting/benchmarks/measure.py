@@ -1,0 +1,98 @@
+"""What all benchmarks share: the machine's description, fair timing, tables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# A block of calls is long enough for the clock, and short enough to take turns.
+_BLOCK_SECONDS = 0.03
+_MOST_CALLS = 200
+
+
+def describe_machine() -> str:
+    """Processor or GPU, threads and versions, on one line."""
+    parts = [_processor(), f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"]
+    if torch.cuda.is_available():
+        parts.insert(0, torch.cuda.get_device_name())
+    parts += [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
+    return " · ".join(parts)
+
+
+def take_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds per call of each, measured block by block in turns.
+
+    A machine that is busy for a while then slows all of them alike.
+    """
+    calls = {name: _calls_per_block(call) for name, call in contestants.items()}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(repeats):
+        for name, call in contestants.items():
+            times[name].append(_seconds(call, calls[name]))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def ratios(seconds: Mapping[str, float], to: str) -> dict[str, float]:
+    """Each time over the one called ``to``."""
+    return {name: value / seconds[to] for name, value in seconds.items() if name != to}
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line per row, numbers with three digits that count."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |"]
+    lines.append("|" + "|".join("--:" if _is_number(rows[0][n]) else "---" for n in names) + "|")
+    lines += ["| " + " | ".join(_text(row[name]) for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def as_rows(values: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Named numbers as the rows of a table."""
+    return [{"": name, "value": value} for name, value in values.items()]
+
+
+def _calls_per_block(call: Callable[[], object]) -> int:
+    for _ in range(2):  # the first call compiles and allocates
+        call()
+    once = _seconds(call, 1)
+    return max(1, min(_MOST_CALLS, round(_BLOCK_SECONDS / once)))
+
+
+def _seconds(call: Callable[[], object], calls: int) -> float:
+    _wait()
+    started = time.perf_counter()
+    for _ in range(calls):
+        call()
+    _wait()
+    return (time.perf_counter() - started) / calls
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)

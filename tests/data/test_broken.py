@@ -1,0 +1,107 @@
+"""Broken images stop a run with their path, or are replaced and counted."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnorm.data.folder import scan
+from attnorm.errors import UserError
+from tests.data.conftest import Make
+
+REAL = ["torch", "dali"]
+
+
+@pytest.fixture
+def damaged(photos: Path, tmp_path: Path) -> Path:
+    """The photos, with the file to be damaged replaced by the test."""
+    shutil.copytree(photos, tmp_path / "damaged")
+    return tmp_path / "damaged"
+
+
+def damage(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"truncated": whole[: len(whole) // 3], "empty": b"", "text": b"no image"}[how]
+    )
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("how", ["truncated", "empty", "text"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_broken_image_stops_with_its_path_and_what_to_do(
+    make: Make, damaged: Path, name: str, how: str, training: bool
+) -> None:
+    path = (
+        damaged
+        / ("train" if training else "val")
+        / "ant"
+        / ("0003.JPEG" if training else "0103.JPEG")
+    )
+    damage(path, how)
+    loader = make(name, training=training, root=str(damaged))
+    # In some epoch a random crop reaches below the place where the file ends.
+    epochs = chain.from_iterable(loader.epoch(epoch) for epoch in range(10))
+    with pytest.raises(UserError) as caught:
+        list(epochs)
+    assert str(path) in str(caught.value)
+    assert "data.skip_broken=true" in str(caught.value)
+    assert str(caught.value).count("\n") <= 2
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_skipped_image_is_replaced_by_the_next_one_and_counted(
+    make: Make, damaged: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Two in a row, the second one the last of its class.
+    for file in ("0107.JPEG", "0108.JPEG"):
+        damage(damaged / "val" / "ant" / file, "empty")
+    whole = make(name, training=False)
+    reference = torch.cat([images for images, _ in whole.epoch(0)])
+    loader = make(name, training=False, root=str(damaged), skip_broken=True)
+    batches = list(loader.epoch(0))
+    images = torch.cat([images for images, _ in batches])
+    labels = torch.cat([labels for _, labels in batches])
+
+    assert len(images) == loader.num_images == 31
+    assert loader.skipped == 2
+    assert scan(damaged / "val").path(9).endswith("0109.JPEG")
+    expected = reference.clone()
+    expected[7] = expected[8] = reference[9]
+    assert torch.allclose(images, expected, atol=1e-5)
+    assert labels[6:10].tolist() == [0, 1, 1, 1]
+    for file in ("0107.JPEG", "0108.JPEG"):
+        assert sum(file in record.getMessage() for record in caplog.records) == 1
+
+    again = torch.cat([images for images, _ in loader.epoch(0)])
+    assert torch.equal(again, images)
+    assert loader.skipped == 4
+
+
+def test_both_loaders_put_the_same_images_in_place_of_broken_ones(
+    make: Make, damaged: Path
+) -> None:
+    for file in ("0002.JPEG", "0011.JPEG", "0012.JPEG", "0019.JPEG"):
+        damage(damaged / "train" / "ant" / file, "empty")
+    loaders = [make(name, root=str(damaged), skip_broken=True) for name in REAL]
+    for epoch in (0, 1):
+        for (images, labels), (others, other_labels) in zip(
+            *(loader.epoch(epoch) for loader in loaders), strict=True
+        ):
+            assert torch.allclose(images, others, atol=1e-5)
+            assert torch.equal(labels, other_labels)
+    assert loaders[0].skipped == loaders[1].skipped > 0
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_set_of_broken_images_ends_in_an_error_not_in_a_loop(
+    make: Make, damaged: Path, name: str
+) -> None:
+    for path in (damaged / "val").rglob("*.JPEG"):
+        damage(path, "empty")
+    with pytest.raises(UserError, match="None of the images"):
+        list(make(name, training=False, root=str(damaged), skip_broken=True).epoch(0))

@@ -1,0 +1,184 @@
+"""What is refused before a run begins, and which loader is chosen."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from attnorm.config import DataConfig, LoaderConfig
+from attnorm.data import build
+from attnorm.data.folder import scan
+from attnorm.errors import UserError
+from tests.data.conftest import CPU, fill
+
+TORCH = LoaderConfig(name="torch")
+
+
+def check(
+    root: Path | None,
+    *,
+    training: bool = True,
+    batch_size: int = 2,
+    world_size: int = 1,
+    loader: LoaderConfig = TORCH,
+    num_classes: int | None = None,
+) -> None:
+    data = DataConfig(
+        name="folder", root=None if root is None else str(root), num_classes=num_classes
+    )
+    build.check(data, loader, batch_size=batch_size, world_size=world_size, training=training)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes of three training images and two evaluation images each."""
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("ant", "bee"):
+            fill(tmp_path / split / name, count)
+    return tmp_path
+
+
+def test_a_sound_folder_is_accepted_and_its_classes_counted(root: Path) -> None:
+    check(root, batch_size=6, num_classes=2)
+    data = DataConfig(name="folder", root=str(root))
+    assert build.num_classes(data, TORCH) == 2
+    assert build.class_names(data, TORCH) == ["ant", "bee"]
+
+
+def test_no_root_is_refused_except_for_synthetic_data() -> None:
+    with pytest.raises(UserError, match=r"data\.root=FOLDER.*train/CLASS"):
+        check(None)
+    check(None, loader=LoaderConfig(name="synthetic"))
+
+
+def test_a_root_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.root=.*nowhere is not a folder"):
+        check(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_missing_split_is_named(root: Path, split: str) -> None:
+    shutil.rmtree(root / split)
+    with pytest.raises(UserError, match=rf"has no {split}/"):
+        check(root)
+
+
+def test_an_evaluation_needs_no_training_images(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    check(root, training=False, num_classes=2, batch_size=100)
+    data = DataConfig(name="folder", root=str(root))
+    loader = build.build_eval_loader(data, TORCH, batch_size=3, device=CPU)
+    assert loader.num_images == 4
+    loader.close()
+
+
+def test_an_empty_class_folder_is_named(root: Path) -> None:
+    (root / "train" / "cow").mkdir()
+    (root / "train" / "cow" / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match="1 class folders without an image: cow"):
+        check(root)
+
+
+def test_evaluation_classes_that_are_not_trained_are_named(root: Path) -> None:
+    fill(root / "val" / "dog", 1)
+    with pytest.raises(UserError, match="not classes to train on: dog"):
+        check(root)
+
+
+def test_a_folder_without_any_image_is_refused(root: Path) -> None:
+    for image in (root / "train").rglob("*.JPEG"):
+        image.unlink()
+    with pytest.raises(UserError, match="2 class folders but no image"):
+        check(root)
+
+
+def test_images_outside_of_class_folders_are_not_enough(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    fill(root / "train", 3)
+    with pytest.raises(UserError, match=r"no class folders.*train/CLASS"):
+        check(root)
+
+
+def test_another_number_of_classes_is_refused_with_both_numbers(root: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.num_classes=1000, but .* has 2 class folders"):
+        check(root, num_classes=1000)
+
+
+@pytest.mark.parametrize(("batch_size", "world_size"), [(7, 1), (4, 2)])
+def test_a_batch_larger_than_the_data_set_is_refused(
+    root: Path, batch_size: int, world_size: int
+) -> None:
+    with pytest.raises(UserError, match=rf"batch_size={batch_size}.*6 training images.*at most"):
+        check(root, batch_size=batch_size, world_size=world_size)
+
+
+def test_dali_that_is_not_installed_is_refused_or_passed_over(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_has_dali", lambda: False)
+    with pytest.raises(UserError, match=r"DALI is not installed: install attnorm\[cuda13\]"):
+        check(root, loader=LoaderConfig(name="dali"))
+    data = DataConfig(name="folder", root=str(root), workers=0)
+    loader = build.build_eval_loader(data, LoaderConfig(name="auto"), batch_size=3, device=CPU)
+    assert loader.name == "torch"
+    assert "not installed" in loader.reason
+
+
+def test_auto_says_what_it_chose_and_why(root: Path) -> None:
+    data = DataConfig(name="folder", root=str(root), workers=1)
+    loader = build.build_eval_loader(data, LoaderConfig(name="auto"), batch_size=3, device=CPU)
+    assert (loader.name, loader.reason.count("\n")) == ("dali", 0)
+    assert loader.reason
+    loader.close()
+
+
+def test_hidden_files_and_folders_are_no_data(root: Path) -> None:
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "ant" / "._0000.JPEG").write_bytes(b"not an image")
+    images = scan(root / "train")
+    assert images.classes == ("ant", "bee")
+    assert len(images) == 6
+
+
+def test_images_may_lie_deeper_and_names_may_hold_any_byte(root: Path) -> None:
+    fill(root / "train" / "ant" / "more" / "of them", 1)
+    odd = root / "train" / "bee" / "naïve 画.jpeg"
+    (root / "train" / "bee" / "0000.JPEG").rename(odd)
+    data = DataConfig(name="folder", root=str(root), image_size=8, resize_size=8, workers=1)
+    assert str(odd) in {scan(root / "train").path(index) for index in range(7)}
+    for name in ("torch", "dali"):
+        loader = build.build_train_loader(
+            data, LoaderConfig(name=name), batch_size=7, seed=0, device=CPU
+        )
+        _, labels = next(loader.epoch(0))
+        assert sorted(labels.tolist()) == [0, 0, 0, 0, 1, 1, 1]
+        loader.close()
+
+
+def test_synthetic_batches_cost_nothing_and_need_no_data() -> None:
+    data = DataConfig(name="imagenet", num_classes=7, image_size=16, resize_size=16)
+    loader = build.build_train_loader(
+        data,
+        LoaderConfig(name="synthetic", images=100),
+        batch_size=8,
+        seed=0,
+        device=CPU,
+        dtype=torch.float16,
+        world_size=3,
+        rank=1,
+    )
+    batches = list(loader.epoch(0))
+    assert len(batches) == len(loader) == 100 // 24
+    images, labels = batches[0]
+    assert images.shape == (8, 3, 16, 16)
+    assert images.dtype == torch.float16
+    assert labels.max() < 7
+    assert all(later.data_ptr() == images.data_ptr() for later, _ in batches)
+
+    evaluation = build.build_eval_loader(
+        data, LoaderConfig(name="synthetic", images=10), batch_size=8, device=CPU
+    )
+    assert [len(labels) for _, labels in evaluation.epoch(0)] == [8, 2]

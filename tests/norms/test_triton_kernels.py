@@ -1,0 +1,164 @@
+"""The Triton kernels: their arithmetic in the interpreter, and that they compile for a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnorm.norms import AttentiveNorm2d, fused
+from attnorm.norms import triton_kernels as kernels
+from attnorm.norms.passes import Passes, PlainPasses
+from attnorm.norms.triton_passes import TritonPasses
+from tests.norms.attentive_oracle import relative_error
+
+triton = pytest.importorskip("triton")
+
+# N, C, H, W, K, separate heads: C = 24, ragged blocks, one pixel, one instance, rows over a block.
+CASES = [
+    (2, 24, 5, 7, 5, False),
+    (3, 70, 9, 9, 10, True),
+    (17, 40, 1, 1, 20, False),
+    (1, 3, 40, 70, 4, False),
+]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@pytest.fixture(scope="module")
+def device() -> str:
+    """A GPU where there is one; the interpreter takes CPU tensors."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    pytest.skip("run by test_arithmetic_in_the_interpreter")
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="the arithmetic tests run in this process",
+)
+def test_arithmetic_in_the_interpreter() -> None:
+    """Triton decides when it is imported whether it interprets, so in a process of its own."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        [*command, "-k", "passes_agree or whole_operator"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_passes_agree_with_float64(
+    case: tuple[int, int, int, int, int, bool], dtype: str, layout: str, relu: bool, device: str
+) -> None:
+    n, c, h, w, k, separate = case
+    torch.manual_seed(0)
+    rows = 2 * k if separate else k
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    # The mean is much larger than the deviation.
+    x = (torch.randn(n, c, h, w) + 20).to(DTYPES[dtype]).to(memory_format=formats[layout])
+    dy = torch.randn(n, c, h, w).to(DTYPES[dtype])
+    small = [1 + 0.1 * torch.randn(k, c), 0.1 * torch.randn(k, c)]
+    small += [torch.randn(rows, c) / (20 * c), torch.randn(rows)]
+    expected = _run(PlainPasses(), x.double(), dy.double(), [v.double() for v in small], relu)
+    moved = [v.to(device) for v in small]
+    ours = _run(TritonPasses(), x.to(device), dy.to(device), moved, relu)
+    assert ours["y"].stride() == ours["dx"].stride() == x.stride()
+    for name, value in ours.items():
+        tolerance = 1e-2 if dtype != "float32" and name in ("y", "dx") else 2e-5
+        assert relative_error(value.cpu(), expected[name]) <= tolerance, name
+
+
+def _run(
+    passes: Passes, x: Tensor, dy: Tensor, small: list[Tensor], relu: bool
+) -> dict[str, Tensor]:
+    weight, bias, head_weight, head_bias = small
+    dy = dy.contiguous(
+        memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    )
+    mixture, affine, centre, unbiased, rstd = passes.prepare(
+        x, weight, bias, head_weight, head_bias, 1e-5
+    )
+    y = passes.apply(x, affine, centre, rstd, relu)
+    # The reduction is told apart from the kink of a ReLU, on either side of which it is right.
+    dy = torch.where(y.abs() < 1e-3, 0, dy) if relu else dy
+    found = passes.collect(dy, x, mixture, weight, bias, head_weight, centre, rstd, relu)
+    gradients = found._asdict()
+    moments = {name: gradients[name].clone() for name in ("mean_grad", "folded")}
+    dx = passes.gradient(dy, x, found.affine, centre, rstd, found.mean_grad, found.folded, relu)
+    forward = {"mixture": mixture, "centre": centre, "unbiased": unbiased, "rstd": rstd}
+    return {**gradients, **moments, **forward, "y": y, "dx": dx}
+
+
+def test_whole_operator_runs_on_them(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = AttentiveNorm2d(24, 5, activation="relu").to(device)
+    x = torch.randn(3, 24, 6, 6, device=device)
+
+    def gradients(choice: str) -> list[Tensor]:
+        monkeypatch.setattr(fused, "KERNELS", choice)
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+        return [y, *torch.autograd.grad(y.square().sum(), [leaf, *module.parameters()])]
+
+    for ours, plain in zip(gradients("triton"), gradients("plain"), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+# Arguments that are activations, numbers, or known when compiling; all others are float32.
+ACTIVATIONS = {"x", "dy", "y", "dx"}
+SIZES = {"n", "c", "p", "k", "rows", "stride_c", "stride_p"}
+SMALL = {"BLOCK_N": 16, "BLOCK_C": 64}
+CONTIGUOUS = {"BLOCK_C": 2, "BLOCK_P": 1024, "stride_p": 1}
+CHANNELS_LAST = {"BLOCK_C": 32, "BLOCK_P": 128, "stride_c": 1}
+COMPILED = [
+    ("moments_kernel", CHANNELS_LAST),
+    ("head_kernel", {**SMALL, "BLOCK_K": 32, "SEPARATE": True}),
+    ("apply_kernel", {**CHANNELS_LAST, "RELU": True}),
+    ("reduce_kernel", {**CONTIGUOUS, "RELU": True}),
+    ("logits_backward_kernel", {**SMALL, "BLOCK_K": 16, "SEPARATE": False}),
+    ("logits_backward_kernel", {**SMALL, "BLOCK_K": 32, "SEPARATE": True}),
+    ("head_backward_kernel", {**SMALL, "BLOCK_R": 64}),
+    ("gradient_kernel", {**CHANNELS_LAST, "RELU": True}),
+]
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled there")
+@pytest.mark.parametrize(("name", "constants"), COMPILED, ids=[name for name, _ in COMPILED])
+def test_kernels_compile_for_a_gpu_that_is_not_here(name: str, constants: dict[str, int]) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(kernels, name)
+    signature = {
+        argument: "constexpr"
+        if argument in constants
+        else "fp32"
+        if argument == "eps"
+        else "i32"
+        if argument in SIZES
+        else "*fp16"
+        if argument in ACTIVATIONS
+        else "*fp32"
+        for argument in kernel.arg_names
+    }
+    positions = {(kernel.arg_names.index(key),): value for key, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=positions)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"]
+    # What one H100 multiprocessor lends to a block.
+    assert compiled.metadata.shared <= 227 * 1024

@@ -1,0 +1,64 @@
+"""scripts/benchmark.py layer and model: real shapes, real timings, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnorm.reporting.benchmarks.layer import attentive_shapes
+from attnorm.reporting.benchmarks.measure import markdown_table, take_turns
+from tests.conftest import ROOT
+
+
+def test_shapes_are_those_of_resnet50() -> None:
+    expected = [(64, 56, 10, 3), (128, 28, 10, 4), (256, 14, 20, 6), (512, 7, 20, 3)]
+    assert attentive_shapes("resnet50", 224) == expected
+
+
+def test_the_slower_of_two_is_seen_to_be_slower() -> None:
+    seconds = take_turns({"few": lambda: sum(range(2000)), "many": lambda: sum(range(40000))}, 5)
+    assert 5 < seconds["many"] / seconds["few"] < 80
+
+
+def test_tables_align_numbers_and_keep_three_digits() -> None:
+    table = markdown_table([{"name": "a", "value": 0.12345}, {"name": "b", "value": 1234.5}])
+    assert table.splitlines() == ["| name | value |", "|---|--:|", "| a | 0.123 |", "| b | 1234 |"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "table", "figure"),
+    [
+        (["layer", "--image-size", "32", "--layout", "channels_last"], "each attentive", "AN both"),
+        (
+            ["model", "--arch", "mobilenetv2", "--norm", "bn", "an", "--image-size", "32"],
+            "training",
+            "speed ÷ bn",
+        ),
+    ],
+    ids=["layer", "model"],
+)
+def test_results_are_printed_and_written(
+    arguments: list[str],
+    table: str,
+    figure: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target, tables = tmp_path / "result.json", tmp_path / "result.md"
+    small = ["--batch-size", "2", "--repeats", "1", "--json", str(target)]
+    script = str(ROOT / "scripts" / "benchmark.py")
+    monkeypatch.setattr(sys, "argv", [script, *arguments, *small, "--markdown", str(tables)])
+    runpy.run_path(script, run_name="__main__")
+    printed = capsys.readouterr().out
+    result = json.loads(target.read_text())
+    assert "torch" in result["machine"]
+    assert result["command"].startswith("python scripts/benchmark.py")
+    (title,) = [title for title in result if title.startswith(table)]
+    assert all(row[figure] > 0 for row in result[title])
+    assert figure in printed
+    assert tables.read_text().strip() == printed.strip()
