@@ -100,7 +100,7 @@ def test_a_released_checkpoint_computes_the_same_after_conversion(
     assert config.norm.layer_options()["attention"] == "released"
     assert config.data.name == "imagenet"
     model = build_model(config.arch, config.norm, len(state["class_names"])).eval()
-    load_weights(model, state, target)
+    load_weights(model, state["model"], target)
     assert all(t.dtype in (torch.float32, torch.int64) for t in model.state_dict().values())
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
