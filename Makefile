@@ -1,16 +1,20 @@
 # make demo   train and evaluate ResNet-50 with AN and BN on the built-in digits
 # make test   the test suite            make lint   ruff and mypy
 # make faults kill, starve and poison real runs, and print what was lost
+# make table1-small  all rows of Table 1, scaled down to the digits (SEEDS=3), and the report
 # All set up .venv first if it is not there; all may be interrupted and run again.
 
 CUDA ?= 13
 BIN := .venv/bin
 READY := .venv/.ready-cuda$(CUDA)
 
-.PHONY: demo test faults lint format install clean
+.PHONY: demo table1-small test faults lint format install clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
+
+table1-small: $(READY)
+	$(BIN)/python scripts/run_table1.py --seeds $(or $(SEEDS),1)
 
 # Two processes of one thread each: most tests start programs and wait for them.
 test: $(READY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,8 @@ def run(path: Path, overrides: list[str]) -> Evaluation:
             world_size=process.world_size,
             class_names=class_names,
         )
-        return evaluate(model, loader, precision, process.device)
+        with closing(loader):
+            return evaluate(model, loader, precision, process.device)
 
 
 def show(path: Path, evaluation: Evaluation, console: Console) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from attnorm.data import build as data
 from attnorm.errors import UserError, exit_on_user_error
 from attnorm.models.build import build_model
 from attnorm.models.synchronized import synchronize
+from attnorm.reporting.histograms import HistogramRecorder
+from attnorm.services import check_service
 from attnorm.tracking import Tracker, setup_logging, write_text
 from attnorm.training import checkpoint, optim
 from attnorm.training.interrupts import EXIT_INTERRUPTED, RunInterrupted
@@ -60,6 +63,12 @@ def prepare(config: schema.Config) -> schema.Config:
     """
     process = distributed.current_process(config.device)
     precision = resolve_precision(config.precision, process.device).name
+    check_service(config.tracking.service)
+    if config.compile and config.tracking.histograms_every is not None:
+        raise UserError(
+            "tracking.histograms_every needs to look into the model, which compile=true does not"
+            " allow: use one of the two."
+        )
     data.check(
         config.data,
         config.loader,
@@ -113,44 +122,60 @@ def run(config: schema.Config, run_dir: Path, console: Console | None = None) ->
     check(config, run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     setup_logging(run_dir, process.rank, console)
-    with distributed.process_group(process, config.timeout_minutes):
-        newest, damage = load_newest(run_dir)
-        for message in damage:
-            logger.warning("%s", message)
-        trainer = build_trainer(config, process, run_dir)
-        if newest is not None:
-            path, state = newest
-            trainer.resume(state, path)
-            if trainer.state.epoch == config.epochs:
-                logger.info("%s is already finished.", run_dir)
-                summarize(trainer, console)
-                return finished_result(run_dir, trainer)
-            logger.info(
-                "Continuing from %s: epoch %d, step %d of %d.",
-                path,
-                trainer.state.epoch + 1,
-                trainer.state.step_in_epoch,
-                trainer.state.steps_per_epoch,
-            )
-        tracker = Tracker(
-            run_dir,
-            enabled=process.is_main,
-            tensorboard=config.tracking.tensorboard,
-            console=console,
-            start_step=trainer.state.step,
-            start_epoch=trainer.state.epoch,
-        )
-        if process.is_main:
-            text = yaml.safe_dump(schema.to_container(config), sort_keys=False)
-            write_text(run_dir / "config.yaml", text)
-            tracker.text("config", text)
-        event = "continued" if newest else "started"
-        tracker.record(
-            "event", trainer.state.step, {"event": event, "world_size": process.world_size}
-        )
-        result = trainer.fit(tracker)
+    with distributed.process_group(process, config.timeout_minutes), ExitStack() as loaders:
+        trainer = build_trainer(config, process, run_dir, loaders)
+        continued = take_up(trainer, run_dir)
+        if trainer.state.epoch == config.epochs:
+            logger.info("%s is already finished.", run_dir)
+            result = finished_result(run_dir, trainer)
+        else:
+            result = trainer.fit(open_tracker(trainer, console, continued))
         summarize(trainer, console)
         return result
+
+
+def take_up(trainer: Trainer, run_dir: Path) -> bool:
+    """Go on from the newest checkpoint of the run folder, if there is one."""
+    newest, damage = load_newest(run_dir)
+    for message in damage:
+        logger.warning("%s", message)
+    if newest is None:
+        return False
+    path, stored = newest
+    trainer.resume(stored, path)
+    logger.info(
+        "Continuing from %s: epoch %d, step %d of %d.",
+        path,
+        trainer.state.epoch + 1,
+        trainer.state.step_in_epoch,
+        trainer.state.steps_per_epoch,
+    )
+    return True
+
+
+def open_tracker(trainer: Trainer, console: Console, continued: bool) -> Tracker:
+    """The run's record, with its config; rank 0's alone writes."""
+    config, state = trainer.config, trainer.state
+    tracker = Tracker(
+        trainer.run_dir,
+        enabled=trainer.process.is_main,
+        tensorboard=config.tracking.tensorboard,
+        console=console,
+        start_step=state.step,
+        start_epoch=state.epoch,
+        service=config.tracking.service,
+    )
+    if trainer.process.is_main:
+        text = yaml.safe_dump(schema.to_container(config), sort_keys=False)
+        write_text(trainer.run_dir / "config.yaml", text)
+        tracker.text("config", text)
+        tracker.describe(schema.to_container(config))
+        if config.tracking.histograms_every is not None:
+            every = config.tracking.histograms_every
+            HistogramRecorder(state.model, tracker, every, step=lambda: state.step)
+    event = {"event": "continued" if continued else "started"}
+    tracker.record("event", state.step, {**event, "world_size": trainer.process.world_size})
+    return tracker
 
 
 def finished_result(run_dir: Path, trainer: Trainer) -> dict[str, Any]:
@@ -162,8 +187,10 @@ def finished_result(run_dir: Path, trainer: Trainer) -> dict[str, Any]:
     return result
 
 
-def build_trainer(config: schema.Config, process: distributed.Process, run_dir: Path) -> Trainer:
-    """Put the three wings together."""
+def build_trainer(
+    config: schema.Config, process: distributed.Process, run_dir: Path, loaders: ExitStack
+) -> Trainer:
+    """Put the three wings together; ``loaders`` closes their workers and pipelines."""
     if config.deterministic:
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not config.deterministic
@@ -183,6 +210,8 @@ def build_trainer(config: schema.Config, process: distributed.Process, run_dir: 
     class_names = data.class_names(config.data, config.loader)
     train = data.build_train_loader(config.data, config.loader, seed=config.seed, **placement)
     val = data.build_eval_loader(config.data, config.loader, class_names=class_names, **placement)
+    for loader in (train, val):
+        loaders.callback(loader.close)
     logger.info(
         "%s with %s on %s, %s; %s loader (%s); %d + %d images, %d classes",
         config.arch.name,

@@ -22,8 +22,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from attnorm.errors import UserError
+from attnorm.services import Service, open_service
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,21 @@ TAGS = {
         "ema_top1_error": "val/ema_top1_error",
     },
 }
+
+
+# What TensorBoard's hparams tab compares runs by.
+HPARAMS = (
+    *("arch.name", "norm.name", "norm.num_components", "data.name", "data.image_size"),
+    *("epochs", "batch_size", "grad_accumulation", "optim.lr", "optim.weight_decay"),
+    *("schedule.warmup_epochs", "train.label_smoothing", "precision", "seed"),
+)
+
+
+def _lookup(config: Mapping[str, Any], key: str) -> str | float | None:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
 def setup_logging(run_dir: Path, rank: int, console: Console) -> None:
@@ -93,8 +110,11 @@ class Tracker:
         console: Console | None = None,
         start_step: int = 0,
         start_epoch: int = 0,
+        service: str | None = None,
     ) -> None:
         self.enabled = enabled
+        self._run_dir, self._service_name = run_dir, service
+        self._service: Service | None = None
         self.console = console or Console()
         self.metrics_path = run_dir / "metrics.jsonl"
         self._writer: SummaryWriter | None = None
@@ -130,10 +150,37 @@ class Tracker:
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        tags = TAGS.get(kind, {})
+        scalars = {tag: values[name] for name, tag in tags.items() if values.get(name) is not None}
         if self._writer is not None:
-            for name, tag in TAGS.get(kind, {}).items():
-                if values.get(name) is not None:
-                    self._writer.add_scalar(tag, values[name], step)
+            for tag, value in scalars.items():
+                self._writer.add_scalar(tag, value, step)
+        if self._service is not None and scalars:
+            self._service.log(scalars, step)
+
+    def describe(self, config: Mapping[str, Any]) -> None:
+        """Say what the run is: TensorBoard's hparams tab, and the service that gets the curves."""
+        if not self.enabled:
+            return
+        if self._service_name is not None:
+            self._service = open_service(self._service_name, self._run_dir, config)
+        if self._writer is not None:
+            from torch.utils.tensorboard.summary import hparams
+
+            values = {key: _lookup(config, key) for key in HPARAMS}
+            # Beside the scalars of these tags; add_hparams would make a run of its own.
+            metrics = dict.fromkeys(TAGS["eval"].values(), 0.0)
+            events = self._writer.file_writer
+            assert events is not None, "the writer is open"
+            known = {key: value for key, value in values.items() if value is not None}
+            experiment, started, _ = hparams(known, metrics)
+            events.add_summary(experiment)
+            events.add_summary(started)
+
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """A distribution in TensorBoard; numbers that are not finite are the trainer's business."""
+        if self._writer is not None and bool(values.isfinite().all()):
+            self._writer.add_histogram(tag, values, step)
 
     def text(self, tag: str, text: str) -> None:
         """A page of text in TensorBoard."""
@@ -169,6 +216,8 @@ class Tracker:
             self._progress.stop()
         if self._writer is not None:
             self._writer.close()
+        if self._service is not None:
+            self._service.close()
 
 
 def train_status(values: Mapping[str, Any]) -> str:

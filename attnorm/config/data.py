@@ -75,9 +75,12 @@ class LoaderConfig:
     prefetch: int = 2
     # Images of an epoch of loader=synthetic; null for as many as the data set has.
     images: int | None = None
+    # Import path of a loader of your own, under a name of its own (docs/extending.md).
+    loader_class: str | None = None
 
     def __post_init__(self) -> None:
-        require_choice("loader.name", self.name, ("auto", "dali", "torch", "synthetic"))
+        if self.loader_class is None:
+            require_choice("loader.name", self.name, ("auto", "dali", "torch", "synthetic"))
         require(self.prefetch >= 1, "loader.prefetch", self.prefetch, "at least 1")
         if self.images is not None:
             require(self.images >= 1, "loader.images", self.images, "at least 1")

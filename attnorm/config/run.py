@@ -85,9 +85,19 @@ class TrackingConfig:
     tensorboard: bool = True
     # Steps between two lines of metrics.jsonl and TensorBoard.
     log_every: int = 50
+    # Steps between two histograms of λ, γ and β in TensorBoard; null for none.
+    histograms_every: int | None = None
+    # Where the curves go besides: wandb or mlflow, through their own libraries.
+    service: str | None = None
 
     def __post_init__(self) -> None:
         require(self.log_every >= 1, "tracking.log_every", self.log_every, "at least 1")
+        every = self.histograms_every
+        valid = every is None or (every >= 1 and self.tensorboard)
+        wanted = "at least 1 with tracking.tensorboard=true, or null"
+        require(valid, "tracking.histograms_every", every, wanted)
+        if self.service is not None:
+            require_choice("tracking.service", self.service, ("wandb", "mlflow"))
 
 
 @dataclass

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from hydra.utils import get_class
 
 from attnorm.config import DataConfig, LoaderConfig
 from attnorm.data.decode import Transform
@@ -204,7 +205,9 @@ def _build(
     transform = Transform(config.image_size, config.resize_size, crop)
     # Imported here: DALI may be absent, and nobody should wait for a loader that is not used.
     chosen: Callable[..., Loader]
-    if name == "dali":
+    if loader.loader_class is not None:
+        chosen = _own_loader(loader.loader_class)
+    elif name == "dali":
         from attnorm.data.dali import DaliLoader
 
         chosen = DaliLoader
@@ -227,6 +230,14 @@ def _build(
     )
     built.reason = reason
     return built
+
+
+def _own_loader(path: str) -> Callable[..., Loader]:
+    try:
+        own: Callable[..., Loader] = get_class(path)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"loader.loader_class={path} cannot be imported: {error}") from error
+    return own
 
 
 def _root(config: DataConfig) -> Path:

@@ -2,43 +2,89 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from attnorm.config import load_arch, load_norm
-from attnorm.errors import UserError
 from attnorm.models.complexity import Complexity, complexity
-from attnorm.reporting.table1_paper import NOTES, ROWS, PaperRow
+from attnorm.reporting.comparison import Difference, difference, difference_to_constant
+from attnorm.reporting.runs import Run, read_runs
+from attnorm.reporting.table1_paper import ROWS, PaperRow
 
 # Sections of a run's config that make its recipe: runs that differ in them are not averaged.
 _RECIPE = ("data", "optim", "schedule", "train", "batch_size", "grad_accumulation", "epochs")
+# SN's row has its own batch size (8 × 32), and is compared with BN all the same.
+_BATCH = ("batch_size", "grad_accumulation")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
-    """Errors (percent) of the runs of one row that share a recipe; std is that of a sample."""
+    """The runs of one row that share a recipe. Errors in percent, std that of a sample."""
 
-    seeds: tuple[int, ...]
-    epochs: int
-    lr: float
-    top1_error: float
-    top1_std: float | None
-    top5_error: float
-    top5_std: float | None
+    members: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted(run.result["seed"] for run in self.members))
+
+    @property
+    def epochs(self) -> int:
+        return int(self.members[0].config["epochs"])
+
+    @property
+    def lr(self) -> float:
+        return float(self.members[0].config["optim"]["lr"])
+
+    def errors(self, key: str) -> list[float]:
+        """``top1_error`` or ``top5_error`` of each run's best epoch."""
+        return [run.result["best"][key] for run in self.members]
+
+    @property
+    def top1_error(self) -> float:
+        return statistics.fmean(self.errors("top1_error"))
+
+    @property
+    def top1_std(self) -> float | None:
+        return _std(self.errors("top1_error"))
+
+    @property
+    def top5_error(self) -> float | None:
+        """None with fewer than five classes."""
+        errors = self.errors("top5_error")
+        return None if None in errors else statistics.fmean(errors)
+
+    @property
+    def top5_std(self) -> float | None:
+        return None if self.top5_error is None else _std(self.errors("top5_error"))
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Median over the runs of their medians."""
+        return _median(run.images_per_second for run in self.members)
+
+    @property
+    def process_hours(self) -> float | None:
+        """Median over the runs."""
+        return _median(run.process_hours for run in self.members)
 
     @property
     def runs(self) -> str:
         seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         return f"{seeds}, {self.epochs} epochs, lr {self.lr:g}"
+
+    def recipe(self, without: Sequence[str] = ()) -> str:
+        """Equal for results that may be compared."""
+        return _recipe(self.members[0].config, without)
+
+    def as_dict(self) -> dict[str, Any]:
+        keys = ("seeds", "epochs", "lr", "top1_error", "top1_std", "top5_error", "top5_std")
+        return {key: getattr(self, key) for key in (*keys, "images_per_second", "process_hours")}
 
 
 @dataclass(frozen=True)
@@ -48,154 +94,105 @@ class Row:
     paper: PaperRow
     ours: Complexity
     results: tuple[Result, ...]
+    unfinished: tuple[Run, ...] = ()
+    # Error against BN on the same architecture under the same recipe, by result.
+    to_bn: tuple[Difference | None, ...] = ()
+    # Error against the paper's, by result; ImageNet only.
+    to_paper: tuple[Difference | None, ...] = ()
 
 
-def build_table(runs: Path | None = None) -> list[Row]:
-    """The eleven rows, with results from every finished run under ``runs``.
+@dataclass(frozen=True)
+class Table:
+    """The eleven rows for one data set, and the runs that belong to none of them."""
 
-    A run belongs to a row if its ``arch`` and ``norm`` are exactly the row's and it trained on
-    ImageNet.
+    data: str
+    rows: tuple[Row, ...]
+    failed: tuple[Run, ...]
+    others: tuple[Run, ...]
+
+
+def build_table(runs: Path | None = None, data: str = "imagenet") -> Table:
+    """The eleven rows, with results from every finished run on ``data`` under ``runs``.
+
+    A run belongs to a row if its ``arch`` and ``norm`` are exactly the row's.
 
     Raises:
         UserError: a run's files cannot be read.
     """
-    found = [] if runs is None else _finished_runs(runs)
-    rows = []
+    found = [] if runs is None else read_runs(runs)
+    rows, taken = [], set()
     for paper in ROWS:
         arch, norm = load_arch(paper.arch), load_norm(paper.norm)
         wanted = {"arch": asdict(arch), "norm": asdict(norm)}
-        mine = [
-            (config, result)
-            for config, result in found
-            if {key: config[key] for key in wanted} == wanted
-        ]
-        rows.append(Row(paper, complexity(arch, norm), _by_recipe(mine)))
-    return rows
-
-
-def _finished_runs(folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    runs = []
-    for path in sorted(folder.rglob("result.json")):
-        try:
-            result = json.loads(path.read_text())
-            config = yaml.safe_load((path.parent / "config.yaml").read_text())
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(
-                f"{path.parent} is not a whole run folder ({error}): move it out of {folder}."
-            ) from error
-        if result["status"] != "finished" or config["loader"]["name"] == "synthetic":
-            continue
-        if config["data"]["name"] == "imagenet":
-            runs.append((config, result))
-    return runs
-
-
-def _by_recipe(
-    runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
-) -> tuple[Result, ...]:
-    groups: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = defaultdict(list)
-    for config, result in runs:
-        data = {k: v for k, v in config["data"].items() if k not in ("root", "workers")}
-        recipe = {**{key: config[key] for key in _RECIPE}, "data": data}
-        groups[json.dumps(recipe, sort_keys=True)].append((config, result))
-    return tuple(_result(group) for group in groups.values())
-
-
-def _result(group: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Result:
-    top1 = [result["best"]["top1_error"] for _, result in group]
-    top5 = [result["best"]["top5_error"] for _, result in group]
-    config = group[0][0]
-    return Result(
-        seeds=tuple(sorted(run["seed"] for run, _ in group)),
-        epochs=config["epochs"],
-        lr=config["optim"]["lr"],
-        top1_error=statistics.fmean(top1),
-        top1_std=statistics.stdev(top1) if len(group) > 1 else None,
-        top5_error=statistics.fmean(top5),
-        top5_std=statistics.stdev(top5) if len(group) > 1 else None,
+        mine = [run for run in found if _is_on(run, data, wanted)]
+        taken |= {run.folder for run in mine}
+        finished = [run for run in mine if run.status == "finished"]
+        unfinished = tuple(run for run in mine if run.status != "finished")
+        counts = _complexity(paper.arch, paper.norm)
+        rows.append(Row(paper, counts, _by_recipe(finished), unfinished))
+    return Table(
+        data,
+        _with_differences(rows, data),
+        tuple(run for run in found if run.status == "failed"),
+        tuple(run for run in found if run.folder not in taken and run.status != "failed"),
     )
 
 
-def to_json(rows: Sequence[Row]) -> str:
-    """Exact counts and every result, with the footnotes."""
-    content = {
-        "rows": [
-            {
-                **asdict(row.paper.printed),
-                "model": row.paper.label,
-                "arch": row.paper.arch,
-                "norm": row.paper.norm,
-                "parameters": row.ours.parameters,
-                "macs": row.ours.macs,
-                "results": [asdict(result) for result in row.results],
-                "notes": list(row.paper.notes),
-            }
-            for row in rows
-        ],
-        "notes": NOTES,
-    }
-    return json.dumps(content, indent=2, ensure_ascii=False)
+@cache
+def _complexity(arch: str, norm: str) -> Complexity:
+    return complexity(load_arch(arch), load_norm(norm))
 
 
-_COLUMNS = (
-    "model",
-    "params (M)",
-    "paper",
-    "GMAC",
-    "paper FLOPs (G)",
-    "top-1 error (%)",
-    "paper",
-    "top-5 error (%)",
-    "paper",
-    "runs",
-    "notes",
-)
+def _is_on(run: Run, data: str, wanted: Mapping[str, Any]) -> bool:
+    config = run.config
+    return (
+        bool(config)
+        and config["data"]["name"] == data
+        and config["loader"]["name"] != "synthetic"
+        and {key: config[key] for key in wanted} == wanted
+    )
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """A table for reading, its footnotes below; ours and the paper's column alternate."""
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|---" + "|---:" * 8 + "|---|---|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    lines.append("")
-    lines += [f"[{key}] {text}" for key, text in NOTES.items()]
-    return "\n".join(lines)
+def _recipe(config: Mapping[str, Any], without: Sequence[str] = ()) -> str:
+    data = {k: v for k, v in config["data"].items() if k not in ("root", "workers")}
+    parts = {**{key: config[key] for key in _RECIPE if key not in without}, "data": data}
+    return json.dumps(parts, sort_keys=True)
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """The same columns for a spreadsheet, the footnotes below."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = list(_COLUMNS)
-    for index, column in enumerate(columns):
-        if column == "paper":
-            columns[index] = f"{columns[index - 1]}, paper"
-    writer.writerow(columns)
-    writer.writerows(_cells(row) for row in rows)
-    writer.writerows([f"[{key}]", note] for key, note in NOTES.items())
-    return text.getvalue().rstrip("\n")
+def _by_recipe(runs: Sequence[Run]) -> tuple[Result, ...]:
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[_recipe(run.config)].append(run)
+    return tuple(Result(tuple(group)) for group in groups.values())
 
 
-def _cells(row: Row) -> list[str]:
-    printed = row.paper.printed
-    gmacs = f"{row.ours.macs / 1e9:.3f}" if row.ours.macs < 1e9 else f"{row.ours.macs / 1e9:.2f}"
-    return [
-        row.paper.label,
-        f"{row.ours.parameters / 1e6:.2f}",
-        printed.paper_parameters_m,
-        gmacs,
-        printed.paper_flops_g or "–",
-        _joined(_spread(r.top1_error, r.top1_std) for r in row.results),
-        printed.paper_top1_error,
-        _joined(_spread(r.top5_error, r.top5_std) for r in row.results),
-        printed.paper_top5_error,
-        _joined(r.runs for r in row.results),
-        " ".join(f"[{note}]" for note in row.paper.notes),
-    ]
+def _with_differences(rows: Sequence[Row], data: str) -> tuple[Row, ...]:
+    baselines = {row.paper.arch: row.results for row in rows if row.paper.norm == "bn"}
+    filled = []
+    for row in rows:
+        to_bn: list[Difference | None] = []
+        to_paper: list[Difference | None] = []
+        for result in row.results:
+            errors = result.errors("top1_error")
+            bn = None if row.paper.norm == "bn" else _baseline(result, baselines[row.paper.arch])
+            to_bn.append(difference(errors, bn.errors("top1_error")) if bn else None)
+            printed = float(row.paper.printed.paper_top1_error)
+            to_paper.append(difference_to_constant(errors, printed) if data == "imagenet" else None)
+        filled.append(replace(row, to_bn=tuple(to_bn), to_paper=tuple(to_paper)))
+    return tuple(filled)
 
 
-def _joined(texts: Any) -> str:
-    return "; ".join(texts) or "–"
+def _baseline(result: Result, candidates: Sequence[Result]) -> Result | None:
+    """BN under the same recipe or, if there is just one, under the same but for the batch size."""
+    same = [other for other in candidates if other.recipe() == result.recipe()]
+    near = [other for other in candidates if other.recipe(_BATCH) == result.recipe(_BATCH)]
+    return same[0] if same else near[0] if len(near) == 1 else None
 
 
-def _spread(mean: float, std: float | None) -> str:
-    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
+def _std(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

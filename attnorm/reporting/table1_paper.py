@@ -30,6 +30,16 @@ NOTES = {
         "products at 224², by torch's counter; mean ± sample standard deviation, over the seeds "
         "under --runs, of each finished run's epoch of lowest top-1 error."
     ),
+    "interval": (
+        "Differences are in percentage points; in brackets the 95 % confidence interval that the "
+        "seeds allow: Welch's t for the difference to BN under the same recipe, Student's t for "
+        "that to a printed figure, whose own spread nobody knows. One seed gives no interval."
+    ),
+    "speed": (
+        "img/s: median of the training intervals, all processes together, evaluation not counted. "
+        "Hours: wall-clock hours of the whole run × processes, one process per GPU where there "
+        "are GPUs; median over the seeds."
+    ),
     "params": (
         "No one rule gives the paper's four AN counts. K = 12 in every layer makes ResNet-50 "
         "25,685,608 (25.69). Tools of 2019 summed leaf modules only and so left γ and β out: with "

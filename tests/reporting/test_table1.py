@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import attnorm
 from attnorm import config as schema
 from attnorm.models.complexity import count_parameters
-from attnorm.reporting.table1 import Row, build_table, to_csv, to_json, to_markdown
+from attnorm.reporting.formats import to_csv, to_json, to_markdown
+from attnorm.reporting.table1 import Row, Table, build_table
 from attnorm.reporting.table1_paper import NOTES, ROWS
 from tests.conftest import ROOT, compose_config
 from tests.script import run_script
@@ -42,7 +44,7 @@ def add_run(
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
     runs = tmp_path_factory.mktemp("runs")
     an = "+experiment=table1/resnet50_an"
     for seed, error in enumerate((21.0, 22.0, 23.0)):
@@ -58,18 +60,23 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     return build_table(runs)
 
 
-def by_label(rows: list[Row]) -> dict[str, Row]:
+@pytest.fixture(scope="module")
+def rows(table: Table) -> tuple[Row, ...]:
+    return table.rows
+
+
+def by_label(rows: Sequence[Row]) -> dict[str, Row]:
     return {row.paper.label: row for row in rows}
 
 
-def test_the_eleven_rows_have_our_counts(rows: list[Row]) -> None:
+def test_the_eleven_rows_have_our_counts(rows: tuple[Row, ...]) -> None:
     assert len(rows) == 11
     for row in rows:
         expected = EXPECTED[row.paper.arch][row.paper.norm]
         assert (row.ours.parameters, row.ours.macs) == (expected["parameters"], expected["macs"])
 
 
-def test_every_count_that_differs_from_the_paper_has_its_footnote(rows: list[Row]) -> None:
+def test_every_count_that_differs_from_the_paper_has_its_footnote(rows: tuple[Row, ...]) -> None:
     for row in rows:
         printed = row.paper.printed
         same_parameters = f"{row.ours.parameters / 1e6:.2f}" == printed.paper_parameters_m
@@ -103,34 +110,42 @@ def test_rows_that_the_authors_did_not_train_say_so() -> None:
     assert "sn" in notes["ResNet-50-SN (8,32)"]
     assert "not retrained" in NOTES["se"]
     assert "not retrained" in NOTES["sn"]
-    assert {note for row in ROWS for note in row.notes} | {"ours"} == set(NOTES)
+    assert {note for row in ROWS for note in row.notes} | {"ours", "interval", "speed"} == set(
+        NOTES
+    )
 
 
-def test_seeds_of_one_recipe_are_averaged_and_recipes_kept_apart(rows: list[Row]) -> None:
+def test_seeds_of_one_recipe_are_averaged_and_recipes_kept_apart(rows: tuple[Row, ...]) -> None:
     long, short = sorted(by_label(rows)["ResNet-50-AN"].results, key=lambda r: -r.epochs)
     assert long.seeds == (0, 1, 2)
     assert (long.top1_error, long.top1_std) == (22.0, 1.0)
     assert (long.top5_error, long.top5_std) == (5.5, 0.25)
     assert (short.epochs, short.top1_error, short.top1_std) == (30, 30.0, None)
     assert by_label(rows)["ResNet-50-BN"].results[0].top1_error == 23.5
+    differences = by_label(rows)["ResNet-50-AN"].to_bn
+    assert [d.value if d else None for d in differences] == [-1.5, None], "30 epochs of BN: none"
     assert not by_label(rows)["MobileNet-v2-AN"].results
 
 
-def test_all_formats_tell_the_same(rows: list[Row]) -> None:
-    markdown = to_markdown(rows)
+def test_all_formats_tell_the_same(table: Table) -> None:
+    markdown = to_markdown(table)
     line = next(line for line in markdown.splitlines() if line.startswith("| ResNet-50-AN"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:5] == ["ResNet-50-AN", "25.76", "25.69", "4.09", "4.09"]
     assert cells[5].split("; ")[0] == "22.00 ± 1.00"
     assert cells[6] == "22.00"
-    assert cells[9].startswith("3 seeds, 120 epochs, lr 0.2; 1 seed, 30 epochs")
+    assert cells[9].split("; ")[0] == "−1.50"
+    assert cells[10] == "−1.01"
+    assert cells[11].split("; ")[0] == "+0.00 [−2.48, +2.48]"
+    assert cells[14].startswith("3 seeds, 120 epochs, lr 0.2; 1 seed, 30 epochs")
+    assert "seed 7 unfinished, 120 of 120 epochs" in cells[14]
     assert all(f"[{note}] {text}" in markdown for note, text in NOTES.items())
 
-    table = list(csv.reader(io.StringIO(to_csv(rows))))
-    assert cells == next(row for row in table if row[0] == "ResNet-50-AN")
-    assert len(set(table[0])) == len(table[0])
+    lines = list(csv.reader(io.StringIO(to_csv(table))))
+    assert cells == next(row for row in lines if row[0] == "ResNet-50-AN")
+    assert len(set(lines[0])) == len(lines[0])
 
-    content = json.loads(to_json(rows))
+    content = json.loads(to_json(table))
     row = next(row for row in content["rows"] if row["model"] == "ResNet-50-AN")
     assert row["parameters"] == 25_755_170
     assert row["paper_top1_error"] == "22.00"

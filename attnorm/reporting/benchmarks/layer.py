@@ -108,16 +108,16 @@ def _measure(
     both = take_turns({n: _forward_backward(m, x, dy) for n, m in modules.items()}, args.repeats)
     row: dict[str, Any] = {
         "layout": layout,
-        "BN forward, ms": forward["BN"] * 1e3,
-        "BN both, ms": both["BN"] * 1e3,
-        "AN forward": forward["AN"] / forward["BN"],
-        "AN both": both["AN"] / both["BN"],
-        "Figure 3 both": both["Figure 3"] / both["BN"],
+        "BN forward, ms": forward.median("BN") * 1e3,
+        "BN both, ms": both.median("BN") * 1e3,
+        "AN forward": forward.ratio("AN", "BN"),
+        "AN both": both.ratio("AN", "BN"),
+        "Figure 3 both": both.ratio("Figure 3", "BN"),
     }
     if args.compiled:
-        row["Figure 3 compiled both"] = both["Figure 3 compiled"] / both["BN"]
-    row["AN ÷ Figure 3"] = both["AN"] / both["Figure 3"]
-    row["AN with ReLU ÷ BN + ReLU"] = both["AN with ReLU"] / both["BN + ReLU"]
+        row["Figure 3 compiled both"] = both.ratio("Figure 3 compiled", "BN")
+    row["AN ÷ Figure 3"] = both.ratio("AN", "Figure 3")
+    row["AN with ReLU ÷ BN + ReLU"] = both.ratio("AN with ReLU", "BN + ReLU")
     row["AN kept"] = _kept(modules["AN"], x) / _kept(modules["BN"], x)
     row["Figure 3 kept"] = _kept(modules["Figure 3"], x) / _kept(modules["BN"], x)
     if device == "cuda":

@@ -26,22 +26,30 @@ def describe_machine() -> str:
     return " · ".join(parts)
 
 
-def take_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds per call of each, measured block by block in turns.
+class Times(dict[str, list[float]]):
+    """Seconds per call of each contestant, one value per round."""
 
-    A machine that is busy for a while then slows all of them alike.
-    """
+    def median(self, name: str) -> float:
+        """Median seconds per call."""
+        return statistics.median(self[name])
+
+    def ratio(self, name: str, to: str) -> float:
+        """Median over the rounds of one contestant's time over another's in the same round.
+
+        A machine that is busy for a while slows both alike.
+        """
+        pairs = zip(self[name], self[to], strict=True)
+        return statistics.median(own / other for own, other in pairs)
+
+
+def take_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> Times:
+    """Time all contestants block by block, in ``repeats`` rounds."""
     calls = {name: _calls_per_block(call) for name, call in contestants.items()}
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times = Times({name: [] for name in contestants})
     for _ in range(repeats):
         for name, call in contestants.items():
             times[name].append(_seconds(call, calls[name]))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def ratios(seconds: Mapping[str, float], to: str) -> dict[str, float]:
-    """Each time over the one called ``to``."""
-    return {name: value / seconds[to] for name, value in seconds.items() if name != to}
+    return times
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for arch in args.arch:
         steps = {norm: _training_step(arch, norm, args) for norm in args.norm}
-        seconds = take_turns(steps, args.repeats)
-        for norm, value in seconds.items():
+        times = take_turns(steps, args.repeats)
+        for norm in times:
             row: dict[str, Any] = {"arch": arch, "norm": norm}
-            row["images per second"] = args.batch_size / value
-            if "bn" in seconds:
-                row["speed ÷ bn"] = seconds["bn"] / value
+            row["images per second"] = args.batch_size / times.median(norm)
+            if "bn" in times:
+                row["speed ÷ bn"] = times.ratio("bn", norm)
             rows.append(row)
     return {"training": rows}
 

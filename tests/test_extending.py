@@ -1,0 +1,84 @@
+"""docs/extending.md and docs/use-an-in-your-model.md, followed to the letter."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def _blocks(page: str) -> list[tuple[str, str]]:
+    """(language, content) of every code block of a page of docs/."""
+    return [(m[1], m[2]) for m in _BLOCK.finditer((ROOT / "docs" / page).read_text())]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what runs, to add files to."""
+    for name in ("attnorm", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "eval.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def test_the_page_adds_an_architecture_a_normalizer_and_a_loader(checkout: Path) -> None:
+    added, commands = [], []
+    for language, content in _blocks("extending.md"):
+        if language == "sh":
+            commands += content.strip().splitlines()
+            continue
+        path = checkout / content.splitlines()[0].removeprefix("# ")
+        assert not path.exists(), "one more file, and no change to another"
+        path.write_text(content)
+        added.append(path)
+    assert len(added) == 5
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONWARNINGS": "ignore"}
+    for command in commands:
+        assert command.startswith("python ")
+        done = subprocess.run(
+            [sys.executable, *command.split()[1:]],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+    runs = checkout / "runs"
+    attentive, rms, memory = (
+        torch.load(runs / name / "last.pt", weights_only=True)["model"]
+        for name in ("resnet10t_an_digits", "resnet10t_rms_digits", "in_memory")
+    )
+    assert attentive["layer1.0.bn1.weight"].shape == (5, 64)
+    assert attentive["layer4.0.bn1.weight"].shape == (10, 512)
+    assert attentive["layer1.0.bn2.weight"].shape == (64,)
+    assert not any("running_mean" in name for name in rms), "no batch norm is left"
+    assert rms.keys() == memory.keys()
+    evaluated = json.loads((runs / "in_memory" / "eval.json").read_text())
+    trained = json.loads((runs / "in_memory" / "result.json").read_text())
+    assert evaluated["images"] == 360
+    assert evaluated["top1_error"] == pytest.approx(trained["best"]["top1_error"])
+    assert "memory loader" in (runs / "in_memory" / "log" / "rank0.log").read_text()
+
+
+def test_the_examples_for_other_peoples_models_run() -> None:
+    """One after another, as on the page; every claim there is an assert."""
+    code = "\n".join(
+        c for language, c in _blocks("use-an-in-your-model.md") if language == "python"
+    )
+    assert code.count("assert") >= 4
+    exec(compile(code, "use-an-in-your-model.md", "exec"), {})
