@@ -44,9 +44,9 @@ static inline float uncut(float gradient, float value, int relu) {
   return !relu || value > 0 ? gradient : 0;
 }
 
-/* With fewer instances than threads, channels are divided too. */
+/* Threads share out instances; where these do not go round, blocks of their channels. */
 static inline idx channel_width(idx n, idx c, int threads) {
-  return n >= threads ? c : least(c, CHANNEL_BLOCK);
+  return n % threads == 0 || n >= 4 * threads ? c : least(c, CHANNEL_BLOCK);
 }
 
 /* Sixteen sums at once over a row that may start anywhere. Written out because a compiler that may
@@ -138,20 +138,13 @@ static void column_moments(const float *x, idx stride, idx width, idx size, floa
   }
 }
 
-static void moments(const float *x, float *mean, float *var, idx n, idx c, idx p,
-                     int channels_last, int threads) {
-  if (!channels_last) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (idx i = 0; i < n * c; i++) row_moments(x + i * p, p, mean + i, var + i);
-    return;
-  }
-  const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (idx task = 0; task < n * blocks; task++) {
-    const idx i = task / blocks, from = task % blocks * width;
-    column_moments(x + i * p * c + from, c, least(width, c - from), p, mean + i * c + from,
-                   var + i * c + from);
-  }
+/* Of ``width`` channels of one instance, whose pixels x points to. */
+static void moments(const float *x, float *mean, float *var, idx c, idx p, idx from, idx width,
+                    int channels_last) {
+  if (channels_last)
+    column_moments(x + from, c, width, p, mean + from, var + from);
+  else
+    for (idx k = from; k < from + width; k++) row_moments(x + k * p, p, mean + k, var + k);
 }
 
 /* y = gain * rstd * (x - centre) + offset, negative values cut to 0 if relu. Instances are taken
@@ -218,8 +211,8 @@ void attnorm_apply(const float *x, const float *affine, const float *centre, con
     apply_pass(x, affine, offset, centre, rstd, y, n, c, p, channels_last, 0, threads);
 }
 
-/* Three N x C planes of sums over pixels: of dy, dy * (x - centre) and x - centre; where relu cut
- * the output, dy counts as 0. */
+/* Sums over the pixels of an instance: of dy, dy * (x - centre) and x - centre; where relu cut the
+ * output, dy counts as 0. */
 INLINE void reduce_columns(const float *dy, const float *x, const float *gain, const float *offset,
                            const float *centre, const float *rstd, float *first, float *second,
                            float *third, idx stride, idx size, const int width, const int relu) {
@@ -244,55 +237,47 @@ INLINE void reduce_columns(const float *dy, const float *x, const float *gain, c
   for (int k = 0; k < width; k++) first[k] = a[k], second[k] = b[k], third[k] = d[k];
 }
 
-INLINE void reduce_pass(const float *dy, const float *x, const float *gain, const float *offset,
-                        const float *centre, const float *rstd, float *sums, idx n, idx c, idx p,
-                        int channels_last, const int relu, int threads) {
-  float *first = sums, *second = sums + n * c, *third = sums + 2 * n * c;
-  if (!channels_last) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (idx i = 0; i < n * c; i++) {
-      const idx k = i % c;
-      const float scale = gain[i] * rstd[k], shift = offset[i], m = centre[k];
-      const float *restrict in = x + i * p, *restrict grad = dy + i * p;
-      const idx whole = p / LANES * LANES;
-      lanes as = {0}, bs = {0}, ds = {0};
-      float a = 0, b = 0, d = 0;
-      for (idx j = 0; j < whole; j += LANES) {
-        const lanes from_centre = *(const lanes *)(in + j) - m;
-        lanes g = *(const lanes *)(grad + j);
-        if (relu) {
-          const mask_lanes kept = scale * from_centre + shift > 0;
-          g = (lanes)((mask_lanes)g & kept);
-        }
-        as += g;
-        bs += g * from_centre;
-        ds += from_centre;
-      }
-      for (idx j = whole; j < p; j++) {
-        const float from_centre = in[j] - m;
-        const float g = uncut(grad[j], scale * from_centre + shift, relu);
-        a += g;
-        b += g * from_centre;
-        d += from_centre;
-      }
-      a += lane_sum(as), b += lane_sum(bs), d += lane_sum(ds);
-      first[i] = a, second[i] = b, third[i] = d;
-    }
-    return;
+INLINE void reduce_row(const float *dy, const float *x, float scale, float shift, float centre,
+                       float *first, float *second, float *third, idx size, const int relu) {
+  const idx whole = size / LANES * LANES;
+  lanes as = {0}, bs = {0}, ds = {0};
+  float a = 0, b = 0, d = 0;
+  for (idx j = 0; j < whole; j += LANES) {
+    const lanes from_centre = *(const lanes *)(x + j) - centre;
+    lanes g = *(const lanes *)(dy + j);
+    if (relu) g = (lanes)((mask_lanes)g & (scale * from_centre + shift > 0));
+    as += g;
+    bs += g * from_centre;
+    ds += from_centre;
   }
-  const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (idx task = 0; task < n * blocks; task++) {
-    const idx i = task / blocks, end = least(c, (task % blocks + 1) * width);
-    idx k = task % blocks * width;
-    while (k < end) {
-      const idx pixel = i * p * c + k, at = i * c + k;
-#define COLUMNS(width)                                                                             \
-  reduce_columns(dy + pixel, x + pixel, gain + at, offset + at, centre + k, rstd + k, first + at,  \
-                 second + at, third + at, c, p, width, relu)
-      EACH_WIDTH(COLUMNS, end - k, k)
-#undef COLUMNS
+  for (idx j = whole; j < size; j++) {
+    const float from_centre = x[j] - centre;
+    const float g = uncut(dy[j], scale * from_centre + shift, relu);
+    a += g;
+    b += g * from_centre;
+    d += from_centre;
+  }
+  *first = a + lane_sum(as), *second = b + lane_sum(bs), *third = d + lane_sum(ds);
+}
+
+/* The channels from ``from`` to ``end`` of one instance, whose pixels dy and x point to. */
+INLINE void reduce(const float *dy, const float *x, const float *gain, const float *offset,
+                   const float *centre, const float *rstd, float *first, float *second,
+                   float *third, idx c, idx p, idx from, idx end, int channels_last,
+                   const int relu) {
+  idx k = from;
+  while (k < end) {
+    if (!channels_last) {
+      reduce_row(dy + k * p, x + k * p, gain[k] * rstd[k], offset[k], centre[k], first + k,
+                 second + k, third + k, p, relu);
+      k++;
+      continue;
     }
+#define COLUMNS(width)                                                                        \
+  reduce_columns(dy + k, x + k, gain + k, offset + k, centre + k, rstd + k, first + k,        \
+                 second + k, third + k, c, p, width, relu)
+    EACH_WIDTH(COLUMNS, end - k, k)
+#undef COLUMNS
   }
 }
 
@@ -420,108 +405,130 @@ static void statistics(const float *mean, const float *var, float *centre, float
   }
 }
 
-/* Gradients of everything small, from the sums of reduce_pass, whose planes are turned into the sums
- * of dy and of dy * xhat, and the means. folded: the two C-long means over the batch of gain * dy
- * and gain * dy * xhat. */
-static void head_backward(float *sums, const float *lambda, const float *gamma, const float *beta,
-                          const float *weight, const float *gain, const float *centre,
-                          const float *rstd, float *dgamma, float *dbeta, float *dweight,
-                          float *dbias, float *dmean, float *folded, float *dz, idx n, idx c,
-                          idx p, idx k, idx rows, int threads) {
-  const float *first = sums;
-  float *second = sums + n * c, *mean = sums + 2 * n * c;
+/* One instance's gradients of its logits and of its mean. Of reduce's sums, those of dy * (x -
+ * centre) become those of dy * xhat and those of x - centre become the mean. */
+static void head_backward_row(const float *dy, float *moment, float *rest, const float *lambda,
+                              const float *gamma, const float *beta, const float *weight,
+                              const float *centre, const float *rstd, float *dz,
+                              float *restrict dmean, idx c, idx p, idx k, idx rows) {
   const float share = 1 / (float)p;
   const idx split = rows - k;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (idx i = 0; i < n; i++) {
-    const float *dy = first + i * c;
-    float *restrict dy_xhat = second + i * c, *restrict a = mean + i * c;
-    float *restrict grad = dmean + i * c;
-    for (idx j = 0; j < c; j++) {
-      dy_xhat[j] *= rstd[j];
-      a[j] = centre[j] + a[j] * share;
-      grad[j] = 0;
-    }
-    for (idx t = 0; t < k; t++) {
-      const float u = dot(dy_xhat, gamma + t * c, c), v = dot(dy, beta + t * c, c);
-      dz[i * rows + t] = split ? u : u + v;
-      if (split) dz[i * rows + split + t] = v;
-    }
-    for (idx t = 0; t < rows; t++) {
-      const float l = lambda[i * rows + t], d = dz[i * rows + t] * l * (1 - l);
-      const float *w = weight + t * c;
-      dz[i * rows + t] = d;
+  for (idx j = 0; j < c; j++) {
+    moment[j] *= rstd[j];
+    rest[j] = centre[j] + rest[j] * share;
+    dmean[j] = 0;
+  }
+  for (idx t = 0; t < k; t++) {
+    const float u = dot(moment, gamma + t * c, c), v = dot(dy, beta + t * c, c);
+    dz[t] = split ? u : u + v;
+    if (split) dz[split + t] = v;
+  }
+  for (idx t = 0; t < rows; t++) {
+    const float d = dz[t] * lambda[t] * (1 - lambda[t]);
+    const float *w = weight + t * c;
+    dz[t] = d;
 #pragma omp simd
-      for (idx j = 0; j < c; j++) grad[j] += d * w[j];
+    for (idx j = 0; j < c; j++) dmean[j] += d * w[j];
+  }
+}
+
+/* out = sum over instances of factors[i * rows] * values[i] */
+static void weighted_sum(const float *factors, const float *values, float *restrict out, idx n,
+                         idx c, idx rows) {
+  for (idx j = 0; j < c; j++) out[j] = 0;
+  for (idx i = 0; i < n; i++) {
+    const float factor = factors[i * rows];
+#pragma omp simd
+    for (idx j = 0; j < c; j++) out[j] += factor * values[i * c + j];
+  }
+}
+
+/* All that a forward pass needs to know before it can write y. scratch: 2 x N x C. */
+void attnorm_prepare(const float *x, const float *gamma, const float *beta, const float *weight,
+                     const float *bias, float *lambda, float *affine, float *centre,
+                     float *unbiased, float *rstd, float *scratch, idx n, idx c, idx p, idx k,
+                     idx rows, int channels_last, int threads, float eps) {
+  float *mean = scratch, *var = scratch + n * c;
+  const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
+  if (blocks > 1) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (idx task = 0; task < n * blocks; task++) {
+      const idx i = task / blocks, from = task % blocks * width;
+      moments(x + i * c * p, mean + i * c, var + i * c, c, p, from, least(width, c - from),
+              channels_last);
     }
   }
-  /* One row of dgamma and dbeta, or one of dweight, at a time. */
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx i = 0; i < n; i++) {
+    if (blocks == 1) moments(x + i * c * p, mean + i * c, var + i * c, c, p, 0, c, channels_last);
+    attention_row(mean + i * c, weight, bias, lambda + i * rows, c, rows);
+    affine_row(lambda + i * rows, gamma, beta, affine + i * c, affine + (n + i) * c, c, k, rows);
+  }
+  statistics(mean, var, centre, unbiased, rstd, n, c, p, eps);
+}
+
+INLINE void collect(const float *dy, const float *x, const float *lambda, const float *gamma,
+                    const float *beta, const float *weight, const float *centre, const float *rstd,
+                    float *affine, float *dmean, float *scratch, idx n, idx c, idx p, idx k,
+                    idx rows, int channels_last, int threads, const int relu) {
+  float *first = scratch, *second = first + n * c, *third = second + n * c, *dz = third + n * c;
+  const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
+  if (blocks > 1) {
+    for (idx i = 0; i < n; i++)
+      affine_row(lambda + i * rows, gamma, beta, affine + i * c, affine + (n + i) * c, c, k, rows);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (idx task = 0; task < n * blocks; task++) {
+      const idx i = task / blocks, from = task % blocks * width, at = i * c;
+      reduce(dy + at * p, x + at * p, affine + at, affine + n * c + at, centre, rstd, first + at,
+             second + at, third + at, c, p, from, least(c, from + width), channels_last, relu);
+    }
+  }
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx i = 0; i < n; i++) {
+    const idx at = i * c;
+    if (blocks == 1) {
+      affine_row(lambda + i * rows, gamma, beta, affine + at, affine + n * c + at, c, k, rows);
+      reduce(dy + at * p, x + at * p, affine + at, affine + n * c + at, centre, rstd, first + at,
+             second + at, third + at, c, p, 0, c, channels_last, relu);
+    }
+    head_backward_row(first + at, second + at, third + at, lambda + i * rows, gamma, beta, weight,
+                      centre, rstd, dz + i * rows, dmean + at, c, p, k, rows);
+  }
+}
+
+/* All that a backward pass needs to know before it can write dx. folded: the two C-long means over
+ * the batch of gain * dy and gain * dy * xhat. scratch: 3 x N x C, N x R. */
+void attnorm_collect(const float *dy, const float *x, const float *lambda, const float *gamma,
+                     const float *beta, const float *weight, const float *centre,
+                     const float *rstd, float *dgamma, float *dbeta, float *dweight, float *dbias,
+                     float *affine, float *dmean, float *folded, float *scratch, idx n, idx c,
+                     idx p, idx k, idx rows, int channels_last, int threads, int relu) {
+  if (relu)
+    collect(dy, x, lambda, gamma, beta, weight, centre, rstd, affine, dmean, scratch, n, c, p, k,
+            rows, channels_last, threads, 1);
+  else
+    collect(dy, x, lambda, gamma, beta, weight, centre, rstd, affine, dmean, scratch, n, c, p, k,
+            rows, channels_last, threads, 0);
+  const float *first = scratch, *second = first + n * c, *mean = second + n * c;
+  const float *dz = mean + n * c;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (idx task = 0; task < k + rows; task++) {
     if (task < k) {
-      float *restrict of_gamma = dgamma + task * c, *restrict of_beta = dbeta + task * c;
-      for (idx j = 0; j < c; j++) of_gamma[j] = of_beta[j] = 0;
-      for (idx i = 0; i < n; i++) {
-        const float u = lambda[i * rows + task], v = lambda[i * rows + split + task];
-#pragma omp simd
-        for (idx j = 0; j < c; j++) {
-          of_gamma[j] += u * second[i * c + j];
-          of_beta[j] += v * first[i * c + j];
-        }
-      }
+      weighted_sum(lambda + task, second, dgamma + task * c, n, c, rows);
+      weighted_sum(lambda + rows - k + task, first, dbeta + task * c, n, c, rows);
     } else {
       const idx t = task - k;
-      float *restrict of_weight = dweight + t * c, total = 0;
-      for (idx j = 0; j < c; j++) of_weight[j] = 0;
-      for (idx i = 0; i < n; i++) {
-        const float d = dz[i * rows + t];
-        total += d;
-#pragma omp simd
-        for (idx j = 0; j < c; j++) of_weight[j] += d * mean[i * c + j];
-      }
-      dbias[t] = total;
+      weighted_sum(dz + t, mean, dweight + t * c, n, c, rows);
+      dbias[t] = 0;
+      for (idx i = 0; i < n; i++) dbias[t] += dz[i * rows + t];
     }
   }
   for (idx j = 0; j < 2 * c; j++) folded[j] = 0;
   for (idx i = 0; i < n; i++)
 #pragma omp simd
     for (idx j = 0; j < c; j++) {
-      folded[j] += gain[i * c + j] * first[i * c + j];
-      folded[c + j] += gain[i * c + j] * second[i * c + j];
+      folded[j] += affine[i * c + j] * first[i * c + j];
+      folded[c + j] += affine[i * c + j] * second[i * c + j];
     }
   for (idx j = 0; j < 2 * c; j++) folded[j] /= (float)(n * p);
-}
-
-/* All that a forward pass needs to know before it can write y. scratch: 2 x N x C. */
-void attnorm_prepare(const float *x, const float *gamma, const float *beta, const float *weight,
-                     const float *bias, float *lambda, float *affine_maps, float *centre,
-                     float *unbiased, float *rstd, float *scratch, idx n, idx c, idx p, idx k,
-                     idx rows, int channels_last, int threads, float eps) {
-  float *mean = scratch, *var = scratch + n * c;
-  moments(x, mean, var, n, c, p, channels_last, threads);
-  statistics(mean, var, centre, unbiased, rstd, n, c, p, eps);
-  float *gain = affine_maps, *offset = affine_maps + n * c;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (idx i = 0; i < n; i++) {
-    attention_row(mean + i * c, weight, bias, lambda + i * rows, c, rows);
-    affine_row(lambda + i * rows, gamma, beta, gain + i * c, offset + i * c, c, k, rows);
-  }
-}
-
-/* All that a backward pass needs to know before it can write dx. scratch: 3 x N x C, N x R. */
-void attnorm_collect(const float *dy, const float *x, const float *lambda, const float *gamma,
-                     const float *beta, const float *weight, const float *centre,
-                     const float *rstd, float *dgamma, float *dbeta, float *dweight, float *dbias,
-                     float *affine_maps, float *dmean, float *folded, float *scratch, idx n, idx c,
-                     idx p, idx k, idx rows, int channels_last, int threads, int relu) {
-  float *gain = affine_maps, *offset = affine_maps + n * c;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (idx i = 0; i < n; i++)
-    affine_row(lambda + i * rows, gamma, beta, gain + i * c, offset + i * c, c, k, rows);
-  if (relu)
-    reduce_pass(dy, x, gain, offset, centre, rstd, scratch, n, c, p, channels_last, 1, threads);
-  else
-    reduce_pass(dy, x, gain, offset, centre, rstd, scratch, n, c, p, channels_last, 0, threads);
-  head_backward(scratch, lambda, gamma, beta, weight, gain, centre, rstd, dgamma, dbeta, dweight,
-                dbias, dmean, folded, scratch + 3 * n * c, n, c, p, k, rows, threads);
 }
