@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from attnorm import config as schema
 
@@ -26,6 +28,27 @@ SHORT = [
     "loader=torch",
     "data.workers=0",
 ]
+
+# Small, and calm at small batches, where a MobileNet-v2 has one pixel per channel to normalize.
+SMALL_RESNET = [
+    "arch=timm",
+    "arch.timm_model=resnet10t",
+    r"arch.attentive_sites='layer(\d)\.\d+\.bn2'",
+]
+
+
+def write_photos(root: Path, val_images: int) -> Path:
+    """An ImageFolder of noise in three colours: 12 JPEGs of 40 × 36 a class to train on."""
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 12), ("val", val_images)):
+        for index, name in enumerate(("blue", "green", "red")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(0, 90, (36, 40, 3), generator=generator, dtype=torch.uint8)
+                pixels[..., 2 - index] += 120
+                Image.fromarray(pixels.numpy()).save(folder / f"{number}.jpg", quality=95)
+    return root
 
 
 def compose_config(*overrides: str) -> schema.Config:

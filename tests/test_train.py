@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image
 from rich.console import Console
 
 import eval as evaluation
@@ -24,32 +23,15 @@ from attnorm.errors import UserError
 from attnorm.training import checkpoint
 from attnorm.training.interrupts import RunInterrupted
 from attnorm.training.trainer import Trainer
-from tests.conftest import SHORT, compose_config
+from tests.conftest import SHORT, SMALL_RESNET, compose_config, write_photos
 
 Start = Callable[..., CompletedProcess[str]]
-
-# Small, and calm at small batches, where a MobileNet-v2 has one pixel per channel to normalize.
-SMALL_RESNET = [
-    "arch=timm",
-    "arch.timm_model=resnet10t",
-    r"arch.attentive_sites='layer(\d)\.\d+\.bn2'",
-]
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ImageFolder of three colours: 3 × 12 training and 3 × 5 validation JPEGs of 40 × 36."""
-    root = tmp_path_factory.mktemp("photos")
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 12), ("val", 5)):
-        for index, name in enumerate(("blue", "green", "red")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = torch.randint(0, 90, (36, 40, 3), generator=generator, dtype=torch.uint8)
-                pixels[..., 2 - index] += 120
-                Image.fromarray(pixels.numpy()).save(folder / f"{number}.jpg", quality=95)
-    return root
+    return write_photos(tmp_path_factory.mktemp("photos"), val_images=5)
 
 
 def _folder_config(photos: Path, *overrides: str) -> schema.Config:

@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from attnorm.training import checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_RESNET, write_photos
 
 # Six epochs of six steps, a checkpoint every second step: there is nearly always one going on.
 SETTINGS = [
-    *("arch=timm", "arch.timm_model=resnet10t", r"arch.attentive_sites='layer(\d)\.\d+\.bn2'"),
+    *SMALL_RESNET,
     *("norm=an", "data=folder", "data.image_size=32", "data.resize_size=32"),
     *("epochs=6", "batch_size=6", "optim.lr=0.02", "loader=torch", "data.workers=0"),
     *("tracking.log_every=2", "tracking.tensorboard=false", "checkpoint.every_steps=2"),
@@ -32,17 +31,7 @@ SETTINGS = [
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """3 × 12 training and 3 × 4 validation JPEGs of noise in three colours."""
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 12), ("val", 4)):
-        for index, name in enumerate(("blue", "green", "red")):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = torch.randint(0, 90, (36, 40, 3), generator=generator, dtype=torch.uint8)
-                pixels[..., 2 - index] += 120
-                Image.fromarray(pixels.numpy()).save(folder / f"{number}.jpg", quality=95)
-    return root
+    return write_photos(tmp_path_factory.mktemp("images"), val_images=4)
 
 
 FAULTS: pytest.StashKey[list[tuple[str, int, str]]] = pytest.StashKey()
