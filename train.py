@@ -64,6 +64,7 @@ def prepare(config: schema.Config) -> schema.Config:
     process = distributed.current_process(config.device)
     precision = resolve_precision(config.precision, process.device).name
     check_service(config.tracking.service)
+    optim.check_implementation(config.optim, process.device)
     if config.compile and config.tracking.histograms_every is not None:
         raise UserError(
             "tracking.histograms_every needs to look into the model, which compile=true does not"
@@ -213,11 +214,12 @@ def build_trainer(
     for loader in (train, val):
         loaders.callback(loader.close)
     logger.info(
-        "%s with %s on %s, %s; %s loader (%s); %d + %d images, %d classes",
+        "%s with %s on %s, %s, %s; %s loader (%s); %d + %d images, %d classes",
         config.arch.name,
         config.norm.name,
         f"{process.world_size} × {process.device.type}",
         config.precision,
+        f"compiled ({config.compile_mode})" if config.compile else "not compiled",
         train.name,
         train.reason,
         train.num_images,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from attnorm.errors import UserError
 from attnorm.heartbeat import name_missing_processes
+from attnorm.rendezvous import fresh_store
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,16 @@ def process_group(process: Process, timeout_minutes: float = 10.0) -> Iterator[N
         yield
         return
     on_gpu = process.device.type == "cuda"
+    timeout = timedelta(minutes=timeout_minutes)
+    store, rank, world_size = fresh_store(timeout)
     # gloo beside NCCL: what processes agree on between steps must not wait for the GPU.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
         device_id=process.device if on_gpu else None,
-        timeout=timedelta(minutes=timeout_minutes),
+        timeout=timeout,
     )
     try:
         with name_missing_processes():

@@ -41,6 +41,11 @@ TAGS = {
         "skipped_steps": "train/skipped_steps",
         "images_per_second": "speed/images_per_second",
         "data_wait": "speed/data_wait",
+        "slowest_data_wait": "speed/slowest_data_wait",
+        "forward": "speed/forward",
+        "backward": "speed/backward",
+        "communication": "speed/communication",
+        "optimizer": "speed/optimizer",
         "peak_memory_mib": "speed/peak_memory_mib",
     },
     "eval": {

@@ -22,7 +22,7 @@ from attnorm import config as schema
 from attnorm.errors import UserError
 from attnorm.training import checkpoint
 from attnorm.training.interrupts import RunInterrupted
-from attnorm.training.trainer import Trainer
+from attnorm.training.step import TrainingStep
 from tests.conftest import SHORT, SMALL_RESNET, compose_config, write_photos
 
 Start = Callable[..., CompletedProcess[str]]
@@ -107,7 +107,9 @@ def test_tensorboard_gets_every_scalar_and_the_config(photos: Path, tmp_path: Pa
     scalars = set(events.Tags()["scalars"])
     assert scalars == {
         *("train/loss", "train/top1_error", "train/lr", "train/grad_norm"),
-        *("speed/images_per_second", "speed/data_wait", "speed/peak_memory_mib"),
+        *("speed/images_per_second", "speed/data_wait", "speed/slowest_data_wait"),
+        *("speed/forward", "speed/backward", "speed/communication", "speed/optimizer"),
+        "speed/peak_memory_mib",
         *("val/loss", "val/top1_error"),  # top-5 says nothing of three classes
     }
     logged = [event.value for event in events.Scalars("train/loss")]
@@ -123,16 +125,16 @@ def test_a_stopped_run_continues_at_its_step_and_ends_bitwise_the_same(
     config = _folder_config(photos, "epochs=3", "norm=an", "tracking.log_every=4")
     _run(config, tmp_path / "whole")
 
-    train_step = Trainer.train_step
+    train_step = TrainingStep.__call__
 
-    def step_then_signal(self: Trainer, *arguments: Any, **options: Any) -> Any:
+    def step_then_signal(self: TrainingStep, *arguments: Any, **options: Any) -> Any:
         result = train_step(self, *arguments, **options)
         if self.state.step + 1 == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", step_then_signal)
+        patch.setattr(TrainingStep, "__call__", step_then_signal)
         with pytest.raises(RunInterrupted, match="SIGTERM"):
             _run(config, tmp_path / "parts")
     assert checkpoint.load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == stop_after
@@ -156,6 +158,22 @@ def test_a_stopped_run_continues_at_its_step_and_ends_bitwise_the_same(
             for run in ("whole", "parts")
         )
         assert whole == parts, "no line twice, none missing, none different"
+
+
+def test_averaged_weights_are_evaluated_as_in_training(photos: Path, tmp_path: Path) -> None:
+    config = _folder_config(photos, "ema.decay=0.5", "epochs=1", "norm=an")
+    _run(config, tmp_path)
+    recorded = _lines(tmp_path, "eval")[-1]
+    arguments = ["loader=torch", "data.workers=0"]
+    averaged = evaluation.run(tmp_path / "last.pt", arguments, "ema")
+    assert averaged.loss == pytest.approx(recorded["ema_loss"], rel=1e-5)
+    assert averaged.top1_error == pytest.approx(recorded["ema_top1_error"])
+    own = evaluation.run(tmp_path / "last.pt", arguments)
+    assert own.loss == pytest.approx(recorded["loss"], rel=1e-5)
+    assert own.loss != pytest.approx(averaged.loss, rel=1e-3)
+    _run(_folder_config(photos, "epochs=1"), tmp_path / "none")
+    with pytest.raises(UserError, match=r"weights=ema, but checkpoint=.* has no averaged weights"):
+        evaluation.run(tmp_path / "none" / "last.pt", arguments, "ema")
 
 
 def test_a_finished_run_says_so_and_trains_no_more(photos: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from attnorm.config.checks import is_finite, require, require_choice
 from attnorm.config.data import DataConfig, LoaderConfig
 from attnorm.config.model import ArchConfig, NormConfig
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
 
 @dataclass
 class OptimConfig:
@@ -20,11 +22,14 @@ class OptimConfig:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
+    # torch (one fused kernel), or apex: NVIDIA's FusedSGD, where apex is installed.
+    implementation: str = "torch"
     # Weight decay on scale and offset parameters of normalizers too, as the authors do.
     norm_weight_decay: bool = True
 
     def __post_init__(self) -> None:
         require_choice("optim.name", self.name, ("sgd",))
+        require_choice("optim.implementation", self.implementation, ("torch", "apex"))
         require(is_finite(self.lr) and self.lr > 0, "optim.lr", self.lr, "positive")
         require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
         require(
@@ -153,6 +158,10 @@ class Config:
     precision: str = "auto"
     channels_last: bool = True
     compile: bool = False
+    # Of torch.compile; reduce-overhead and max-autotune record CUDA graphs and replay them.
+    compile_mode: str = "default"
+    # Trace a few steps into the run folder's profile/.
+    profile: bool = False
     deterministic: bool = False
     resume: str = "auto"
     # stop, or rewind: go back to the last checkpoint and take the images in another order.
@@ -173,6 +182,13 @@ class Config:
         )
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
         require_choice("precision", self.precision, ("auto", "fp32", "fp16", "bf16"))
+        require_choice("compile_mode", self.compile_mode, COMPILE_MODES)
+        require(
+            self.compile or self.compile_mode == "default",
+            "compile_mode",
+            self.compile_mode,
+            "default unless compile=true",
+        )
         require_choice("resume", self.resume, ("auto", "never"))
         require_choice("on_nonfinite", self.on_nonfinite, ("stop", "rewind"))
         require(self.max_rewinds >= 1, "max_rewinds", self.max_rewinds, "at least 1")

@@ -26,7 +26,9 @@ FREE_KEYS = (
     "name",
     "resume",
     "device",
-    "compile",
+    "compile",  # and compile_mode
+    "profile",
+    "optim.implementation",
     "tracking.",
     "checkpoint.",
     "on_nonfinite",

@@ -17,6 +17,9 @@ from attnorm.training.precision import Precision
 class BatchLoader(Protocol):
     """What training and evaluation need of a loader: batches of (images, labels) on the device."""
 
+    name: str
+    skipped: int  # broken images that were replaced
+
     @property
     def num_images(self) -> int:
         """Images in the data set, over all processes."""

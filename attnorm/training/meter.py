@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from attnorm import distributed
+from attnorm.training.clock import StepClock
+
+PHASES = ("data", "forward", "backward", "communication", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,11 @@ class Interval:
 
     loss: float
     top1_error: float
+    seconds: float
     images_per_second: float
-    data_wait: float
+    # Of the seconds, by what they went into: data, forward, backward, communication, optimizer.
+    shares: dict[str, float]
+    slowest_data: float  # the share for data on the process that waited longest
     first_bad_step: int | None  # first step with a loss that is not finite
     skipped_steps: int  # steps that fp16 gradients overflowed in, since the beginning
     skipped_in_a_row: int  # the last ones of them with no good step in between
@@ -38,12 +44,13 @@ class TrainMeter:
         # Overflows: all of them, and how many came last without a good step in between.
         self._overflows = torch.zeros(2, dtype=torch.float64, device=device)
         self._first_bad = torch.full((), self._never, dtype=torch.int64, device=device)
+        self.clock = StepClock(device)
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Forget the time that passed outside training steps (an evaluation, a checkpoint)."""
         self._started = time.perf_counter()
-        self.waiting_seconds = 0.0
+        self.clock.restart()
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> None:
         """Count one micro-batch: mean loss [], logits (N, classes), labels (N,)."""
@@ -56,11 +63,11 @@ class TrainMeter:
         bad = torch.where(loss.isfinite(), self._never, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
 
-    def count_overflow(self, found_inf: Tensor | None) -> None:
+    def count_overflow(self, found_inf: Tensor) -> None:
         """Count a step that the loss scaler skipped; ``found_inf`` is 1 or 0, on the device."""
-        if found_inf is not None:
-            self._overflows[0] += found_inf.double().squeeze()
-            self._overflows[1] = (self._overflows[1] + 1) * found_inf.double().squeeze()
+        overflow = found_inf.double().squeeze()
+        self._overflows[0] += overflow
+        self._overflows[1] = (self._overflows[1] + 1) * overflow
 
     def state_dict(self) -> dict[str, Tensor]:
         """What this process has summed since the last reading."""
@@ -80,13 +87,20 @@ class TrainMeter:
         sums = distributed.all_reduce_sum(self._sums)
         loss, correct, images = sums.tolist()
         seconds = time.perf_counter() - self._started
-        first_bad = min(distributed.gather_objects(int(self._first_bad)))
+        shares = {phase: value / seconds for phase, value in self.clock.read().items()}
+        everywhere = distributed.gather_objects((int(self._first_bad), shares))
+        first_bad = min(bad for bad, _ in everywhere)
         skipped, in_a_row = self._overflows.tolist()  # gradients are reduced: equal everywhere
         interval = Interval(
             loss=loss / images,
             top1_error=100.0 * (1.0 - correct / images),
+            seconds=seconds,
             images_per_second=images / seconds,
-            data_wait=self.waiting_seconds / seconds,
+            shares={
+                phase: sum(own.get(phase, 0.0) for _, own in everywhere) / len(everywhere)
+                for phase in PHASES
+            },
+            slowest_data=max(own["data"] for _, own in everywhere),
             first_bad_step=None if first_bad == self._never else first_bad,
             skipped_steps=int(skipped),
             skipped_in_a_row=int(in_a_row),

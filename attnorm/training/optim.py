@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,15 +49,45 @@ def parameter_groups(
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """SGD over :func:`parameter_groups`; one kernel for all parameters where torch has it."""
-    return torch.optim.SGD(
-        parameter_groups(model, config.weight_decay, config.norm_weight_decay),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fused=True,
-    )
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD over :func:`parameter_groups`; one kernel for all parameters, or apex's FusedSGD.
+
+    Raises:
+        UserError: apex is asked for and cannot be had.
+    """
+    groups = parameter_groups(model, config.weight_decay, config.norm_weight_decay)
+    settings: dict[str, Any] = {
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "nesterov": config.nesterov,
+    }
+    if config.implementation == "apex":
+        return _apex_optimizers().FusedSGD(groups, **settings)  # type: ignore[no-any-return]
+    return torch.optim.SGD(groups, **settings, fused=True)
+
+
+def check_implementation(config: OptimConfig, device: torch.device) -> None:
+    """Refuse ``optim.implementation`` before a run exists.
+
+    Raises:
+        UserError: apex is asked for and is not installed, or there is no GPU for it.
+    """
+    if config.implementation == "apex":
+        if device.type != "cuda":
+            raise UserError(
+                "optim.implementation=apex needs a GPU: use optim.implementation=torch."
+            )
+        _apex_optimizers()
+
+
+def _apex_optimizers() -> ModuleType:
+    try:
+        return importlib.import_module("apex.optimizers")
+    except ImportError as error:
+        raise UserError(
+            f"optim.implementation=apex, but apex cannot be imported ({error}): build it from"
+            " https://github.com/NVIDIA/apex with --cuda_ext, or use optim.implementation=torch."
+        ) from error
 
 
 def base_learning_rate(config: OptimConfig, global_batch: int) -> float:

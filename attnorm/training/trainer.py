@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from attnorm import config as schema
 from attnorm import distributed
@@ -20,13 +18,16 @@ from attnorm.distributed import Process
 from attnorm.errors import UserError
 from attnorm.tracking import Tracker, write_json
 from attnorm.training import optim, provenance
+from attnorm.training.advice import cores_per_process, loader_advice
 from attnorm.training.ema import WeightAverage
 from attnorm.training.evaluator import BatchLoader, Score, evaluate, score_line
 from attnorm.training.interrupts import Interrupts, RunInterrupted
 from attnorm.training.keeper import CheckpointKeeper, load_newest
-from attnorm.training.meter import Interval, peak_memory_mib
+from attnorm.training.meter import PHASES, Interval, peak_memory_mib
 from attnorm.training.precision import resolve_precision
+from attnorm.training.profiling import StepProfiler
 from attnorm.training.state import TrainState
+from attnorm.training.step import TrainingStep
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,7 @@ class Trainer:
             process,
             optim.steps_per_epoch(len(train_loader), config),
         )
-        self.replica = self._replicate(model)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.train.label_smoothing)
+        self.train_step = TrainingStep(config, self.state, self.precision)
         self.interrupts = Interrupts()
         self.keeper = CheckpointKeeper(
             run_dir,
@@ -76,20 +76,10 @@ class Trainer:
         self.global_batch = config.batch_size * process.world_size * config.grad_accumulation
         self.total_steps = config.epochs * self.state.steps_per_epoch
         self.base_lr = optim.base_learning_rate(config.optim, self.global_batch)
+        self.profiler = StepProfiler(run_dir / "profile", process.rank, enabled=config.profile)
+        self._intervals: list[Interval] = []  # of the present epoch
+        self._advised = False
         self._saved_at = time.monotonic()
-
-    def _replicate(self, model: nn.Module) -> nn.Module:
-        """The model as the step calls it: compiled and, with several processes, wrapped in DDP."""
-        if self.config.compile:
-            model.compile()
-        if self.process.world_size == 1:
-            return model
-        return DistributedDataParallel(
-            model,
-            device_ids=[self.process.device] if self.process.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            broadcast_buffers=False,  # see distributed.broadcast_buffers
-        )
 
     # ------------------------------------------------------------------ the recipe
 
@@ -108,6 +98,7 @@ class Trainer:
                     self.evaluate_and_save(tracker)
                 self.keeper.finish()
         finally:
+            self.profiler.close()
             tracker.close()
         return self.write_result()
 
@@ -116,9 +107,10 @@ class Trainer:
         state, total = self.state, self.state.steps_per_epoch
         if state.step_in_epoch == 0:
             torch.manual_seed(self.config.seed * 1_000_003 + state.epoch)
-        self.replica.train()
+        self.train_step.replica.train()
         state.meter.restart_clock()
         batches = self._batches()
+        self._intervals.clear()
         while state.step_in_epoch < total:
             done = state.step_in_epoch + 1
             is_logged = done % self.config.tracking.log_every == 0 or done == total
@@ -131,48 +123,16 @@ class Trainer:
             if is_logged and not self.log_interval(tracker, lr, grad_norm):
                 batches = self._batches()  # it went back to a checkpoint
             tracker.progress(state.epoch + 1, self.config.epochs, state.step_in_epoch, total)
+            self.profiler.step()
             self.between_steps(tracker)
+        if not self._advised:
+            self._advise()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The rest of the epoch that the state is in."""
         order = self.state.epoch + self.state.rewinds * EPOCHS_PER_REWIND
         first_batch = self.state.step_in_epoch * self.config.grad_accumulation
         return self.train_loader.epoch(order, first_batch)
-
-    def train_step(
-        self, batches: Iterator[tuple[Tensor, Tensor]], measure_gradient: bool
-    ) -> Tensor | None:
-        """One optimizer step from ``grad_accumulation`` micro-batches."""
-        state, accumulation = self.state, self.config.grad_accumulation
-        for micro in range(accumulation):
-            waiting_since = time.perf_counter()
-            images, labels = next(batches)
-            state.meter.waiting_seconds += time.perf_counter() - waiting_since
-            with self._no_sync() if micro + 1 < accumulation else nullcontext():
-                with self.precision.autocast():
-                    logits = self.replica(images)
-                    loss = self.criterion(logits, labels)
-                state.scaler.scale(loss / accumulation).backward()
-            state.meter.update(loss, logits, labels, state.step)
-        grad_norm = None
-        if measure_gradient:
-            state.scaler.unscale_(state.optimizer)
-            grads = [p.grad for p in state.model.parameters() if p.grad is not None]
-            grad_norm = nn.utils.get_total_norm(grads)
-        state.scaler.step(state.optimizer)
-        # With fused SGD the scaler leaves its verdict on the device, where it can be counted.
-        state.meter.count_overflow(getattr(state.optimizer, "found_inf", None))
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        if state.average is not None:
-            state.average.update(state.model)
-        return grad_norm
-
-    def _no_sync(self) -> AbstractContextManager[None]:
-        """Leave gradients unreduced until the last micro-batch."""
-        if isinstance(self.replica, DistributedDataParallel):
-            return self.replica.no_sync()
-        return nullcontext()
 
     def evaluate_and_save(self, tracker: Tracker) -> None:
         """The end of an epoch: errors on the validation set, then a checkpoint."""
@@ -266,6 +226,7 @@ class Trainer:
         if self._has_gone_wrong(interval):
             self._recover(tracker, interval, lr)
             return False
+        self._intervals.append(interval)
         remaining = (self.total_steps - state.step) * self.global_batch
         values = {
             "epoch": state.epoch + 1,
@@ -276,16 +237,30 @@ class Trainer:
             "top1_error": interval.top1_error,
             "lr": lr,
             "images_per_second": interval.images_per_second,
-            "data_wait": interval.data_wait,
+            "data_wait": interval.shares["data"],
+            "slowest_data_wait": interval.slowest_data,
+            **{name: interval.shares[name] for name in PHASES[1:]},
             "peak_memory_mib": peak_memory_mib(self.process.device),
             "grad_norm": None if grad_norm is None else float(grad_norm),
             "scaler_scale": state.scaler.get_scale() if state.scaler.is_enabled() else None,
             "skipped_steps": interval.skipped_steps if state.scaler.is_enabled() else None,
-            "skipped_images": getattr(self.train_loader, "skipped", 0),
+            "skipped_images": self.train_loader.skipped,
             "eta_seconds": remaining / interval.images_per_second,
         }
         tracker.train(state.step, values)
         return True
+
+    def _advise(self) -> None:
+        """Once in a launch: say so if the loader is what limits it."""
+        self._advised = True
+        line = loader_advice(
+            self._intervals,
+            loader=self.train_loader.name,
+            workers=self.config.data.workers,
+            cores=cores_per_process(),
+        )
+        if line is not None:
+            logger.warning("%s", line)
 
     def _has_gone_wrong(self, interval: Interval) -> bool:
         if self.state.scaler.is_enabled():  # single overflows are the scaler's business
@@ -332,7 +307,7 @@ class Trainer:
             "wall_seconds": round(state.wall_seconds, 1),
             "restarts": state.restarts,
             "rewinds": state.rewinds,
-            "skipped_images": getattr(self.train_loader, "skipped", 0),
+            "skipped_images": self.train_loader.skipped,
             "seed": self.config.seed,
             "config_hash": provenance.config_hash(schema.to_container(self.config)),
             "git_commit": provenance.git_commit(),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
 from itertools import chain
 from pathlib import Path
 
@@ -105,3 +108,17 @@ def test_a_set_of_broken_images_ends_in_an_error_not_in_a_loop(
         damage(path, "empty")
     with pytest.raises(UserError, match="None of the images"):
         list(make(name, training=False, root=str(damaged), skip_broken=True).epoch(0))
+
+
+def test_a_killed_worker_is_reported_with_the_likely_cause(make: Make) -> None:
+    """As the kernel kills one that takes too much memory."""
+    loader = make("torch", batch_size=2, workers=2)
+    batches = loader.epoch(0)
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"worker .*killed.*out of memory: lower data\.workers"):
+        list(batches)

@@ -16,8 +16,15 @@ from attnorm.errors import UserError
 from attnorm.training import checkpoint
 from attnorm.training.keeper import load_newest
 from tests.faults.conftest import Launch, lines, wait_for
-from tests.training.memory import MemoryLoader, stripes
-from tests.training.test_trainer import CLASSES, _config, _metrics, _tracker, _trainer
+from tests.training.memory import (
+    CLASSES,
+    MemoryLoader,
+    make_config,
+    make_tracker,
+    make_trainer,
+    metrics,
+    stripes,
+)
 
 Start = Callable[..., Launch]
 Report = Callable[..., None]
@@ -96,8 +103,8 @@ class _Poisoned(MemoryLoader):
 
 
 def _poisoned(tmp_path: Path, **overrides: Any) -> Any:
-    config = _config(epochs=4, **{"checkpoint.every_steps": 1, **overrides})
-    trainer = _trainer(tmp_path, config)
+    config = make_config(epochs=4, **{"checkpoint.every_steps": 1, **overrides})
+    trainer = make_trainer(tmp_path, config)
     trainer.train_loader = _Poisoned(*stripes(60, CLASSES), 10, shuffle=True)
     return trainer
 
@@ -108,7 +115,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_spares_the_checkpoint(
 ) -> None:
     trainer = _poisoned(tmp_path, precision=precision)
     with pytest.raises(UserError, match="not finite since step 15 "):
-        trainer.fit(_tracker(tmp_path))
+        trainer.fit(make_tracker(tmp_path))
     stored = checkpoint.load_checkpoint(tmp_path / "last.pt")
     assert stored["step"] == 15, "the newest with finite weights"
     assert all(value.isfinite().all() for value in stored["model"].values())
@@ -117,11 +124,11 @@ def test_a_loss_that_is_not_finite_names_the_step_and_spares_the_checkpoint(
 
 def test_rewinding_goes_back_and_takes_another_order(tmp_path: Path, fault: Report) -> None:
     trainer = _poisoned(tmp_path, on_nonfinite="rewind")
-    result = trainer.fit(_tracker(tmp_path))
+    result = trainer.fit(make_tracker(tmp_path))
     assert result["status"] == "finished"
     assert result["rewinds"] == 1
-    assert [line["event"] for line in _metrics(tmp_path, "event")] == ["nonfinite_loss", "rewound"]
-    steps = [line["step"] for line in _metrics(tmp_path, "train")]
+    assert [line["event"] for line in metrics(tmp_path, "event")] == ["nonfinite_loss", "rewound"]
+    steps = [line["step"] for line in metrics(tmp_path, "train")]
     assert steps == list(range(2, 25, 2)), "no step twice"
     assert all(torch.isfinite(p).all() for p in trainer.state.model.parameters())
     fault("infinite pixel with on_nonfinite=rewind", 1)
@@ -136,7 +143,7 @@ def test_rewinding_gives_up_after_max_rewinds(tmp_path: Path, fault: Report) -> 
     trainer = _poisoned(tmp_path, on_nonfinite="rewind", max_rewinds=2)
     trainer.train_loader.__class__ = _Hopeless
     with pytest.raises(UserError, match="not finite since step 15 after 2 rewinds"):
-        trainer.fit(_tracker(tmp_path))
+        trainer.fit(make_tracker(tmp_path))
     fault("infinite pixel that stays: gives up after max_rewinds", 1)
 
 
@@ -157,8 +164,8 @@ def _damaged(path: Path, how: str) -> None:
 def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_loaded(
     how: str, fault: Report, tmp_path: Path
 ) -> None:
-    trainer = _trainer(tmp_path, _config(epochs=2))
-    trainer.fit(_tracker(tmp_path))
+    trainer = make_trainer(tmp_path, make_config(epochs=2))
+    trainer.fit(make_tracker(tmp_path))
     before = sorted((tmp_path / "checkpoints").glob("*.pt"))[-2]
     _damaged(tmp_path / "last.pt", how)
     newest, damage = load_newest(tmp_path)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnorm import AttentiveNorm2d
+from attnorm.config import Config
+from attnorm.distributed import Process
+from attnorm.tracking import Tracker
+from attnorm.training.trainer import Trainer
+from tests.conftest import compose_config
+
+CPU = torch.device("cpu")
+CLASSES = 5
 
 
 class MemoryLoader:
     """Batches of fixed images; an epoch is a permutation that depends on its number."""
+
+    name, skipped = "memory", 0
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool) -> None:
         self.images, self.labels = images, labels
@@ -55,3 +68,41 @@ def small_network(classes: int) -> nn.Module:
         nn.Flatten(),
         nn.Linear(16, classes),
     )
+
+
+def make_config(**overrides: Any) -> Config:
+    settings = {
+        "epochs": 3,
+        "batch_size": 10,
+        "optim.lr": 2.0,
+        "tracking.log_every": 2,
+        "precision": "fp32",
+        **overrides,
+    }
+    return compose_config(*(f"{key}={value}" for key, value in settings.items()))
+
+
+def make_trainer(
+    folder: Path,
+    config: Config,
+    model: nn.Module | None = None,
+    loader: type[MemoryLoader] = MemoryLoader,
+) -> Trainer:
+    """Six batches of stripes an epoch, and 25 images to evaluate on."""
+    torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
+    train = loader(*stripes(60, CLASSES), config.batch_size, shuffle=True)
+    val = MemoryLoader(*stripes(25, CLASSES, seed=1), 10, shuffle=False)
+    names = [f"class {index}" for index in range(CLASSES)]
+    model = model or small_network(CLASSES)
+    return Trainer(config, model, train, val, names, Process(0, 0, 1, CPU), folder)
+
+
+def make_tracker(folder: Path) -> Tracker:
+    return Tracker(folder, enabled=True, tensorboard=False)
+
+
+def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind of ``metrics.jsonl``."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]

@@ -5,60 +5,28 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from attnorm.config import Config
-from attnorm.distributed import Process
 from attnorm.errors import UserError
-from attnorm.tracking import Tracker
 from attnorm.training import checkpoint
-from attnorm.training.trainer import Trainer
-from tests.conftest import compose_config
-from tests.training.memory import MemoryLoader, small_network, stripes
-
-CPU = torch.device("cpu")
-CLASSES = 5
-
-
-def _config(**overrides: Any) -> Config:
-    settings = {
-        "epochs": 3,
-        "batch_size": 10,
-        "optim.lr": 2.0,
-        "tracking.log_every": 2,
-        "precision": "fp32",
-        **overrides,
-    }
-    return compose_config(*(f"{key}={value}" for key, value in settings.items()))
-
-
-def _trainer(folder: Path, config: Config, model: nn.Module | None = None) -> Trainer:
-    torch.manual_seed(0)
-    folder.mkdir(exist_ok=True)
-    train = MemoryLoader(*stripes(60, CLASSES), config.batch_size, shuffle=True)
-    val = MemoryLoader(*stripes(25, CLASSES, seed=1), 10, shuffle=False)
-    names = [f"class {index}" for index in range(CLASSES)]
-    model = model or small_network(CLASSES)
-    return Trainer(config, model, train, val, names, Process(0, 0, 1, CPU), folder)
-
-
-def _tracker(folder: Path) -> Tracker:
-    return Tracker(folder, enabled=True, tensorboard=False)
-
-
-def _metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
+from tests.training.memory import (
+    CLASSES,
+    MemoryLoader,
+    make_config,
+    make_tracker,
+    make_trainer,
+    metrics,
+    stripes,
+)
 
 
 def test_training_is_sgd_on_the_cosine_by_the_book(tmp_path: Path) -> None:
-    config = _config(channels_last="false")
-    trainer = _trainer(tmp_path, config)
+    config = make_config(channels_last="false")
+    trainer = make_trainer(tmp_path, config)
     model = copy.deepcopy(trainer.state.model)
     book = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(book, T_max=18)
@@ -71,7 +39,7 @@ def test_training_is_sgd_on_the_cosine_by_the_book(tmp_path: Path) -> None:
             F.cross_entropy(model(images), labels).backward()
             book.step()
             schedule.step()
-    trainer.fit(_tracker(tmp_path))
+    trainer.fit(make_tracker(tmp_path))
     for (name, ours), theirs in zip(
         trainer.state.model.named_parameters(), model.parameters(), strict=True
     ):
@@ -79,11 +47,11 @@ def test_training_is_sgd_on_the_cosine_by_the_book(tmp_path: Path) -> None:
 
 
 def test_it_learns_and_keeps_the_best_epoch(tmp_path: Path) -> None:
-    trainer = _trainer(tmp_path, _config(epochs=12))
-    result = trainer.fit(_tracker(tmp_path))
+    trainer = make_trainer(tmp_path, make_config(epochs=12))
+    result = trainer.fit(make_tracker(tmp_path))
     assert result["status"] == "finished"
     assert result["best"]["top1_error"] <= 20
-    errors = [line["top1_error"] for line in _metrics(tmp_path, "eval")]
+    errors = [line["top1_error"] for line in metrics(tmp_path, "eval")]
     assert len(errors) == 12
     assert result["best"]["top1_error"] == min(errors)
     assert result["best"]["epoch"] == errors.index(min(errors)) + 1
@@ -102,12 +70,12 @@ def test_accumulated_micro_batches_equal_one_large_batch_without_batch_statistic
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, CLASSES))
 
     common = {"epochs": 1, "optim.lr": 0.5}
-    whole = _trainer(tmp_path / "a", _config(batch_size=20, **common), network())
-    parts = _trainer(tmp_path / "b", _config(grad_accumulation=2, **common), network())
+    whole = make_trainer(tmp_path / "a", make_config(batch_size=20, **common), network())
+    parts = make_trainer(tmp_path / "b", make_config(grad_accumulation=2, **common), network())
     assert whole.base_lr == parts.base_lr
     assert whole.state.steps_per_epoch == parts.state.steps_per_epoch == 3
-    whole.fit(_tracker(tmp_path / "a"))
-    parts.fit(_tracker(tmp_path / "b"))
+    whole.fit(make_tracker(tmp_path / "a"))
+    parts.fit(make_tracker(tmp_path / "b"))
     for one, other in zip(
         whole.state.model.parameters(), parts.state.model.parameters(), strict=True
     ):
@@ -115,21 +83,21 @@ def test_accumulated_micro_batches_equal_one_large_batch_without_batch_statistic
 
 
 def test_stop_and_continue_equals_uninterrupted(tmp_path: Path) -> None:
-    config = _config(epochs=4)
-    uninterrupted = _trainer(tmp_path / "whole", config)
-    uninterrupted.fit(_tracker(tmp_path / "whole"))
+    config = make_config(epochs=4)
+    uninterrupted = make_trainer(tmp_path / "whole", config)
+    uninterrupted.fit(make_tracker(tmp_path / "whole"))
 
-    first = _trainer(tmp_path / "parts", config)
-    tracker = _tracker(tmp_path / "parts")
+    first = make_trainer(tmp_path / "parts", config)
+    tracker = make_tracker(tmp_path / "parts")
     for _ in range(2):
         first.train_epoch(tracker)
         first.evaluate_and_save(tracker)
     first.keeper.finish()
-    second = _trainer(tmp_path / "parts", config)
+    second = make_trainer(tmp_path / "parts", config)
     path = tmp_path / "parts" / "last.pt"
     second.resume(checkpoint.load_checkpoint(path), path)
     assert second.state.epoch == 2
-    second.fit(_tracker(tmp_path / "parts"))
+    second.fit(make_tracker(tmp_path / "parts"))
 
     ends = [checkpoint.load_checkpoint(tmp_path / run / "last.pt") for run in ("whole", "parts")]
     for name, value in ends[0]["model"].items():
@@ -141,12 +109,12 @@ def test_stop_and_continue_equals_uninterrupted(tmp_path: Path) -> None:
 
 
 def test_logged_loss_and_error_are_means_over_the_interval(tmp_path: Path) -> None:
-    config = _config(epochs=1, **{"optim.lr": 1e-12})
-    trainer = _trainer(tmp_path, config)
+    config = make_config(epochs=1, **{"optim.lr": 1e-12})
+    trainer = make_trainer(tmp_path, config)
     model = copy.deepcopy(trainer.state.model).train()
     batches = list(MemoryLoader(*stripes(60, CLASSES), 10, shuffle=True).epoch(0))
-    trainer.fit(_tracker(tmp_path))
-    lines = _metrics(tmp_path, "train")
+    trainer.fit(make_tracker(tmp_path))
+    lines = metrics(tmp_path, "train")
     assert [line["step"] for line in lines] == [2, 4, 6]
     for line, pair in zip(lines, (batches[:2], batches[2:4], batches[4:]), strict=True):
         outputs = [(model(images), labels) for images, labels in pair]
@@ -157,9 +125,9 @@ def test_logged_loss_and_error_are_means_over_the_interval(tmp_path: Path) -> No
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(tmp_path: Path) -> None:
-    config = _config(epochs=3)
-    trainer = _trainer(tmp_path, config)
-    tracker = _tracker(tmp_path)
+    config = make_config(epochs=3)
+    trainer = make_trainer(tmp_path, config)
+    tracker = make_tracker(tmp_path)
     trainer.train_epoch(tracker)
     trainer.evaluate_and_save(tracker)
     trainer.keeper.finish()
@@ -171,24 +139,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(tmp_path:
     order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
     bad_step = 6 + int((order == 7).nonzero()) // 10
     assert f"since step {bad_step} " in str(error.value)
-    assert _metrics(tmp_path, "event")[-1]["event"] == "nonfinite_loss"
+    assert metrics(tmp_path, "event")[-1]["event"] == "nonfinite_loss"
     assert checkpoint.load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
 
 
 def test_another_global_batch_is_refused_on_continuing(tmp_path: Path) -> None:
-    trainer = _trainer(tmp_path, _config(epochs=1))
-    trainer.fit(_tracker(tmp_path))
+    trainer = make_trainer(tmp_path, make_config(epochs=1))
+    trainer.fit(make_tracker(tmp_path))
     path = tmp_path / "last.pt"
-    other = _trainer(tmp_path, _config(epochs=1, grad_accumulation=2))
+    other = make_trainer(tmp_path, make_config(epochs=1, grad_accumulation=2))
     with pytest.raises(UserError, match="10 images a step, this launch has 20"):
         other.resume(checkpoint.load_checkpoint(path), path)
 
 
 def test_label_smoothing_changes_the_loss_as_torch_defines_it(tmp_path: Path) -> None:
-    config = _config(epochs=1, **{"optim.lr": 1e-12, "train.label_smoothing": 0.1})
-    trainer = _trainer(tmp_path, config)
+    config = make_config(epochs=1, **{"optim.lr": 1e-12, "train.label_smoothing": 0.1})
+    trainer = make_trainer(tmp_path, config)
     model = copy.deepcopy(trainer.state.model).train()
     batches = list(MemoryLoader(*stripes(60, CLASSES), 10, shuffle=True).epoch(0))
-    trainer.fit(_tracker(tmp_path))
+    trainer.fit(make_tracker(tmp_path))
     losses = [F.cross_entropy(model(x), y, label_smoothing=0.1).item() for x, y in batches[:2]]
-    assert _metrics(tmp_path, "train")[0]["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    assert metrics(tmp_path, "train")[0]["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
