@@ -16,6 +16,7 @@ from torch import nn
 from attnorm.config import ArchConfig, NormConfig, load_arch, load_norm
 from attnorm.errors import UserError
 from attnorm.models import pretrained
+from attnorm.models.recompute import correct_recomputed_statistics
 from attnorm.models.sites import (
     Site,
     components_by_site,
@@ -146,6 +147,7 @@ def place(
         model = _replace(model, match_batch_norms(model, None, ""), norm, DEFAULT_COMPONENTS)
     if not trained:
         _scale_residual_branches(model, arch, norm)
+    correct_recomputed_statistics(model)
     return model
 
 

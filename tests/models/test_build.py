@@ -191,3 +191,32 @@ def test_a_layer_of_ones_own_needs_nothing_but_its_path() -> None:
 def test_what_cannot_be_built_is_refused_and_named(arch: str, options: dict, message: str) -> None:
     with pytest.raises(attnorm.UserError, match=message):
         attnorm.create_model(arch, **options)
+
+
+@pytest.mark.parametrize("norm", ["bn", "sn"])
+def test_a_memory_efficient_densenet_trains_like_the_ordinary_one(norm: str) -> None:
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    models = []
+    for efficient in (False, True):
+        torch.manual_seed(1)
+        options = {"growth_rate": 8, "block_config": [2, 2], "memory_efficient": efficient}
+        model = attnorm.create_model(
+            "timm", norm, num_classes=7, timm_model="densenet121", timm_options=options
+        )
+        calls: list[int] = []
+        first = model.get_submodule("features.denseblock1.denselayer1.norm1")
+        first.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        for _ in range(3):
+            model.train()(images).square().mean().backward()
+        assert len(calls) == (6 if efficient else 3), "backward computes it again"
+        models.append(model)
+    ordinary, efficient = models
+    for name, parameter in ordinary.named_parameters():
+        torch.testing.assert_close(
+            efficient.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name
+        )
+    for name, buffer in ordinary.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(
+                efficient.get_buffer(name), buffer, rtol=1e-4, atol=1e-6, msg=name
+            )
