@@ -1,6 +1,8 @@
-"""How fast it is, as tables: layers, networks, loaders, the training loop.
+"""How fast it is, as tables: layers, networks, loaders, the training loop, a start.
 
-  python scripts/benchmark.py layer|model|loader|train|checkpoint [options] [--json FILE]
+  python scripts/benchmark.py SUBJECT [options] [--json FILE]
+
+SUBJECT is layer, model, loader, memory, train, start or checkpoint.
 
 Everything runs on the GPU where there is one. Contestants take turns, and medians are shown.
 """
@@ -18,13 +20,24 @@ from typing import Any
 import torch
 
 from attnorm.errors import exit_on_user_error
-from attnorm.reporting.benchmarks import checkpoint, layer, loader, measure, model, train
+from attnorm.reporting.benchmarks import (
+    checkpoint,
+    layer,
+    loader,
+    measure,
+    memory,
+    model,
+    start,
+    train,
+)
 
 SUBJECTS = {
     "layer": layer,
     "model": model,
     "loader": loader,
+    "memory": memory,
     "train": train,
+    "start": start,
     "checkpoint": checkpoint,
 }
 

@@ -59,12 +59,21 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 class Launch:
-    """A training process of its own session, so that it can be killed with all its children."""
+    """A training process of its own session, so that it can be killed with all its children.
 
-    def __init__(self, folder: Path, arguments: list[str], processes: int = 1) -> None:
+    Args:
+        processes: above 1 they are started by torchrun.
+        meet: address where the torchruns of two nodes meet; None for one node.
+    """
+
+    def __init__(
+        self, folder: Path, arguments: list[str], processes: int = 1, meet: str | None = None
+    ) -> None:
         command = [sys.executable, str(ROOT / "train.py"), *arguments]
         if processes > 1:
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--max-restarts=3"]
+            nodes = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={meet}", "--rdzv-id=1"]
+            launcher = ["-m", "torch.distributed.run", "--max-restarts=3"]
+            launcher += nodes if meet else ["--standalone"]
             command[1:1] = [*launcher, f"--nproc-per-node={processes}"]
         self.output = folder / "output.txt"
         with self.output.open("a") as output:
@@ -100,9 +109,9 @@ def launch(tmp_path: Path, images: Path) -> Iterator[Callable[..., Launch]]:
     """Start ``train.py`` in ``tmp_path`` with the small run's settings and more."""
     launches: list[Launch] = []
 
-    def start(*arguments: str, processes: int = 1) -> Launch:
+    def start(*arguments: str, processes: int = 1, meet: str | None = None) -> Launch:
         settings = [*SETTINGS, f"data.root={images}", *arguments]
-        launches.append(Launch(tmp_path, settings, processes))
+        launches.append(Launch(tmp_path, settings, processes, meet))
         return launches[-1]
 
     yield start

@@ -11,7 +11,8 @@ import pytest
 
 from attnorm.reporting.benchmarks.layer import attentive_shapes
 from attnorm.reporting.benchmarks.measure import markdown_table, take_turns
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_RESNET, write_photos
+from tests.script import run_script
 
 
 def test_shapes_are_those_of_resnet50() -> None:
@@ -63,3 +64,28 @@ def test_results_are_printed_and_written(
     assert all(row[figure] > 0 for row in result[title])
     assert figure in printed
     assert tables.read_text().strip() == printed.strip()
+
+
+def test_the_memory_of_each_loader_is_measured(tmp_path: Path) -> None:
+    root, target = write_photos(tmp_path / "photos", val_images=1), tmp_path / "memory.json"
+    options = ["--epochs", "4", "--image-size", "32", "--batch-size", "6"]
+    done = run_script("benchmark", "memory", "--root", str(root), *options, "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    rows = {row["loader"]: row for row in json.loads(target.read_text())["memory"]}
+    assert set(rows) == {"dali", "torch"}
+    for row in rows.values():
+        second, last = row["after epoch 2, MiB"], row["after epoch 4, MiB"]
+        assert 50 < second <= row["most since epoch 2, MiB"]
+        assert row["growth, %"] == pytest.approx(100 * (last / second - 1))
+
+
+def test_the_time_to_the_first_step_is_that_of_a_real_run(tmp_path: Path) -> None:
+    target = tmp_path / "start.json"
+    overrides = [*SMALL_RESNET, "norm=bn", "data.image_size=32", "batch_size=8"]
+    done = run_script("benchmark", "start", "--repeats", "1", *overrides, "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    seconds = json.loads(target.read_text())["seconds to the first step"]
+    assert all(1 < value < 120 for value in seconds.values())
+    failed = run_script("benchmark", "start", "epochs=-1")
+    assert failed.returncode == 2
+    assert "epochs=-1 is not possible" in failed.stderr
