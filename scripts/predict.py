@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from attnorm.data.decode import BrokenImageError, Transform, decode_rgb
+from attnorm.data.normalize import Normalization
 from attnorm.errors import UserError, exit_on_user_error
 from attnorm.reporting.mixtures import attentive_layers, record_mixtures
 from attnorm.reporting.names import readable
@@ -70,9 +70,15 @@ def read_image(path: Path, trained: Trained) -> Tensor:
     except BrokenImageError as error:
         raise UserError(f"{path} cannot be decoded ({error}): give another image.") from error
     crop = Transform(data.image_size, data.resize_size, None).centre(image)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
-    normalized = (crop.float() / 255 - mean) / std
-    return normalized[None].to(trained.device, trained.precision.input_dtype)
+    normalize = Normalization(
+        data.mean,
+        data.std,
+        data.image_size,
+        device=trained.device,
+        dtype=trained.precision.input_dtype,
+        channels_last=True,
+    )
+    return normalize(crop[None])
 
 
 def predict(path: Path, trained: Trained, top: int, console: Console) -> None:

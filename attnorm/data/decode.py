@@ -23,7 +23,7 @@ class BrokenImageError(Exception):
 
 
 def decode_rgb(encoded: NDArray[np.uint8]) -> Tensor:
-    """An encoded image as uint8 (3, H, W), whatever its colour model; EXIF rotation is ignored.
+    """An encoded image as uint8 (H, W, 3), whatever its colour model; EXIF rotation is ignored.
 
     Raises:
         BrokenImageError: empty, truncated or not an image.
@@ -32,10 +32,11 @@ def decode_rgb(encoded: NDArray[np.uint8]) -> Tensor:
         raise BrokenImageError("the file is empty")
     try:
         if encoded[:4].tobytes().startswith(_TORCHVISION_FORMATS):
-            image: Tensor = decode_image(torch.from_numpy(encoded), mode=ImageReadMode.RGB)
+            planes: Tensor = decode_image(torch.from_numpy(encoded), mode=ImageReadMode.RGB)
+            image = planes.permute(1, 2, 0)
         else:
             pillow = Image.open(io.BytesIO(encoded.tobytes())).convert("RGB")
-            image = torch.from_numpy(np.array(pillow)).permute(2, 0, 1)
+            image = torch.from_numpy(np.array(pillow))
     except UnidentifiedImageError as error:
         raise BrokenImageError("not an image of a known format") from error
     except (RuntimeError, OSError, SyntaxError, ValueError) as error:
@@ -48,8 +49,8 @@ def decode_rgb(encoded: NDArray[np.uint8]) -> Tensor:
 class Transform:
     """Training crop and flip, or the central crop of an evaluation (``crop`` is None).
 
-    Pixels stay uint8: resizing them is several times as fast as resizing floats, and they are a
-    quarter of the memory on their way to the device.
+    Pixels stay uint8, in rows of three bytes each, as they were decoded: resizing them is several
+    times as fast as resizing floats, and a quarter of the memory goes to the device.
     """
 
     image_size: int
@@ -57,20 +58,27 @@ class Transform:
     crop: RandomCrop | None
 
     def random(self, image: Tensor, candidates: NDArray[np.float64], mirror: bool) -> Tensor:
-        """What :meth:`RandomCrop.draw` drew for this image (3, H, W)."""
+        """What :meth:`RandomCrop.draw` drew for this image (H, W, 3)."""
         assert self.crop is not None
-        top, left, height, width = self.crop.box(candidates, *image.shape[-2:])
-        square = self.resize(image[:, top : top + height, left : left + width])
-        return square.flip(-1) if mirror else square
+        sizes = np.array([image.shape[:2]])
+        top, left, height, width = self.crop.boxes(candidates[None], sizes)[0]
+        return self.square(image[top : top + height, left : left + width], mirror)
 
-    def resize(self, crop: Tensor) -> Tensor:
-        """A crop (3, H, W) stretched to (3, image_size, image_size)."""
-        size = [self.image_size, self.image_size]
-        return interpolate(crop[None], size, mode="bilinear", antialias=True)[0]
+    def square(self, crop: Tensor, mirror: bool) -> Tensor:
+        """A crop (H, W, 3) stretched to (image_size, image_size, 3), and mirrored if wanted."""
+        resized = _resize(crop, (self.image_size, self.image_size))
+        return resized.flip(1) if mirror else resized
 
     def centre(self, image: Tensor) -> Tensor:
-        """The central square of the image (3, H, W), its short side at ``resize_size`` first."""
-        shape = resized_shape(image.shape[-2], image.shape[-1], self.resize_size)
+        """The central square of the image (H, W, 3), its short side at ``resize_size`` first."""
+        shape = resized_shape(image.shape[0], image.shape[1], self.resize_size)
         top, left = centre(shape, self.image_size)
-        image = interpolate(image[None], shape, mode="bilinear", antialias=True)[0]
-        return image[:, top : top + self.image_size, left : left + self.image_size]
+        resized = _resize(image, shape)
+        return resized[top : top + self.image_size, left : left + self.image_size]
+
+
+def _resize(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    # As a batch of one in channels_last, which takes a third of the time of three planes.
+    batch = image[None].permute(0, 3, 1, 2)
+    resized = interpolate(batch, shape, mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1)[0]

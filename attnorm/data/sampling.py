@@ -122,25 +122,31 @@ class RandomCrop:
         sides = np.stack([np.sqrt(area / ratio), np.sqrt(area * ratio)], axis=-1)
         return np.concatenate([sides, trials[..., 2:]], axis=-1), mirror
 
-    def box(
-        self, candidates: NDArray[np.float64], height: int, width: int
-    ) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of the first candidate that lies inside the image."""
-        root = np.sqrt(float(height * width))
-        sides = np.floor(root * candidates[:, :2] + 0.5)
-        limit = np.array([height, width])
-        fits = ((sides > 0) & (sides <= limit)).all(axis=1)
-        if not fits.any():
-            return self.central_box(height, width)
-        first = int(fits.argmax())
-        corner = np.floor(candidates[first, 2:] * (limit - sides[first] + 1))
-        return int(corner[0]), int(corner[1]), int(sides[first, 0]), int(sides[first, 1])
+    def boxes(self, candidates: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(top, left, height, width) of each image's first candidate that lies inside it, (N, 4).
 
-    def central_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The largest central crop whose aspect ratio is allowed."""
-        crop_height = min(height, int(np.floor(width / self.ratio[0] + 0.5)))
-        crop_width = min(width, int(np.floor(height * self.ratio[1] + 0.5)))
-        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+        Args:
+            candidates: as drawn, (N, CROP_TRIALS, 4).
+            sizes: height and width of each image, (N, 2).
+        """
+        limits = sizes[:, None, :].astype(np.float64)
+        root = np.sqrt(limits[..., :1] * limits[..., 1:])
+        sides = np.floor(root * candidates[..., :2] + 0.5)
+        inside = (sides > 0) & (sides <= limits)
+        fits = inside[..., 0] & inside[..., 1]
+        corners = np.floor(candidates[..., 2:] * (limits - sides + 1))
+        first = (np.arange(len(sizes)), fits.argmax(axis=1))
+        random = np.concatenate([corners[first], sides[first]], axis=1)
+        found = fits.any(axis=1, keepdims=True)
+        return np.where(found, random, self.central_boxes(sizes)).astype(np.int64)
+
+    def central_boxes(self, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The largest central crops whose aspect ratio is allowed, for images where none fits."""
+        heights, widths = sizes[:, 0], sizes[:, 1]
+        crop_heights = np.minimum(heights, np.floor(widths / self.ratio[0] + 0.5))
+        crop_widths = np.minimum(widths, np.floor(heights * self.ratio[1] + 0.5))
+        tops, lefts = (heights - crop_heights) // 2, (widths - crop_widths) // 2
+        return np.stack([tops, lefts, crop_heights, crop_widths], axis=1)
 
 
 def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from attnorm.data.broken import Skipping
 from attnorm.data.decode import BrokenImageError, Transform, decode_rgb
 from attnorm.data.forking import nothing_to_collect
 from attnorm.data.loader import Loader
+from attnorm.data.normalize import Normalization
 from attnorm.data.sampling import Plan
 from attnorm.data.source import ImageSource
 
@@ -70,7 +71,7 @@ class _Batches(Dataset[Answer]):
                 if drawn
                 else transform.centre(image)
             )
-            answer.images[slot] = square.permute(1, 2, 0)
+            answer.images[slot] = square
             answer.labels[slot] = int(self._source.labels[index])
         return answer
 
@@ -130,10 +131,15 @@ class TorchLoader(Loader):
         self._plan = plan
         self._skipping = Skipping(source, skip_broken)
         self._requests = _Requests(plan)
-        self._device, self._dtype = device, dtype
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        means, deviations = (torch.tensor(x).view(1, 3, 1, 1).to(device) for x in (mean, std))
-        self._scale, self._shift = 1 / (255 * deviations), -means / deviations
+        self._device = device
+        self._normalize = Normalization(
+            mean,
+            std,
+            transform.image_size,
+            device=device,
+            dtype=dtype,
+            channels_last=channels_last,
+        )
         self._batches_of: DataLoader[Answer] | None = DataLoader(
             _Batches(source, transform, skip_broken),
             batch_size=None,
@@ -166,17 +172,6 @@ class TorchLoader(Loader):
         """
         with nothing_to_collect():  # the workers start here
             return iter(batches)
-
-    def _normalize(self, pixels: Tensor) -> Tensor:
-        # In float32 whatever the result's type, whose steps near 2 may be coarser than 1/255.
-        if self._device.type == "cpu":
-            # NumPy's memory: the C library reuses large blocks that are aligned for torch so
-            # rarely that the heap would grow by hundreds of megabytes.
-            images = torch.from_numpy(np.empty(pixels.shape, dtype=np.float32)).copy_(pixels)
-        else:
-            images = pixels.to(self._device, non_blocking=True).float()
-        normalized = images.permute(0, 3, 1, 2).mul_(self._scale).add_(self._shift)
-        return normalized.to(self._dtype).contiguous(memory_format=self._layout)
 
     def close(self) -> None:
         # The workers end with the last reference to their DataLoader.

@@ -78,7 +78,7 @@ def test_half_of_the_images_are_mirrored_unless_flips_are_off() -> None:
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (60, 400), (1, 1)])
 def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
     candidates, _ = CROP.draw(0, np.arange(3000))
-    ours = np.array([CROP.box(candidate, height, width) for candidate in candidates])
+    ours = CROP.boxes(candidates, np.array([[height, width]] * len(candidates)))
     assert (ours[:, :2] >= 0).all()
     assert (ours[:, 2:] >= 1).all()
     assert (ours[:, :2] + ours[:, 2:] <= [height, width]).all()
@@ -94,8 +94,8 @@ def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
 
 def test_an_image_that_no_candidate_fits_is_cropped_at_its_centre() -> None:
     candidates, _ = CROP.draw(0, np.array([0]))
-    assert CROP.box(candidates[0], 10, 1000) == (0, (1000 - 13) // 2, 10, 13)
-    assert CROP.box(candidates[0], 1000, 9) == ((1000 - 12) // 2, 0, 12, 9)
+    boxes = CROP.boxes(candidates[[0, 0]], np.array([[10, 1000], [1000, 9]]))
+    assert boxes.tolist() == [[0, (1000 - 13) // 2, 10, 13], [(1000 - 12) // 2, 0, 12, 9]]
 
 
 def test_the_evaluation_size_keeps_the_short_side_exact() -> None:
