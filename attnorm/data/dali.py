@@ -228,13 +228,7 @@ class DaliLoader(Loader):
         boxes = _boxes_in_numpy if self._resize_in_torch else _boxes_in_the_graph
         corner, size = boxes(self._transform.crop, encoded, candidates)
         images = fn.decoders.image_slice(
-            encoded,
-            start=corner,
-            shape=size,
-            axis_names="HW",
-            # Room for most of ImageNet's photos from the start, not bit by bit in later epochs.
-            bytes_per_sample_hint=9 * self._transform.resize_size**2,
-            **self._decoder(),
+            encoded, start=corner, shape=size, axis_names="HW", **self._decoder()
         )
         if self._resize_in_torch:
             return self._in_torch(self._transform.square, images, mirror)
