@@ -236,6 +236,11 @@ def test_two_processes_train_and_evaluate_every_image_once(start: Start, tmp_pat
     assert _lines(run, "eval")[0]["images"] == 360
     assert len(_lines(run, "train")) == 1437 // 64
     assert _lines(run, "train")[0]["lr"] == pytest.approx(0.2 * 64 / 512)
+    for line in _lines(run, "train"):
+        shares = [line[phase] for phase in ("forward", "backward", "communication", "optimizer")]
+        assert min(shares) > 0
+        assert line["data_wait"] + sum(shares) <= 1.0
+        assert line["slowest_data_wait"] >= line["data_wait"]
 
     options = ["checkpoint=runs/pair/best.pt", "loader=torch", "data.workers=0"]
     assert start("eval.py", *options, "output=alone.json").returncode == 0

@@ -160,3 +160,19 @@ def test_label_smoothing_changes_the_loss_as_torch_defines_it(tmp_path: Path) ->
     trainer.fit(make_tracker(tmp_path))
     losses = [F.cross_entropy(model(x), y, label_smoothing=0.1).item() for x, y in batches[:2]]
     assert metrics(tmp_path, "train")[0]["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_network_trains_like_the_one_it_is_made_of(mode: str, tmp_path: Path) -> None:
+    """On a CPU reduce-overhead is a mode without graphs, but asks for the same calls."""
+    ends = []
+    for name, options in (("eager", {}), ("compiled", {"compile": "true", "compile_mode": mode})):
+        trainer = make_trainer(tmp_path / name, make_config(epochs=1, **options))
+        trainer.fit(make_tracker(tmp_path / name))
+        ends.append(metrics(tmp_path / name, "train"))
+    eager, compiled = ends
+    assert [line["loss"] for line in compiled] == pytest.approx(
+        [line["loss"] for line in eager], rel=1e-4
+    )
+    state = checkpoint.load_checkpoint(tmp_path / "compiled" / "last.pt")["model"]
+    assert not any("_orig_mod" in key for key in state), "checkpoints fit uncompiled networks"
