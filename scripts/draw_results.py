@@ -1,4 +1,4 @@
-"""Draw the README's pictures from runs: curves, error against size, filter responses.
+"""Draw pictures of runs: curves, error against size, and the README's filter responses.
 
   python scripts/draw_results.py [RUNS] [FOLDER]      runs/table1-small  docs/images
 
