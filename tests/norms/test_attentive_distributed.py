@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +69,7 @@ def _process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
-    # Forked children start at once, but must not inherit a pool of threads that is in use.
-    method = "fork" if "fork" in torch.multiprocessing.get_all_start_methods() else "spawn"
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.multiprocessing.start_processes(_process, (str(folder),), nprocs=2, start_method=method)
+    torch.multiprocessing.spawn(_process, (str(folder),), nprocs=2)
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 

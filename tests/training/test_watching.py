@@ -121,7 +121,7 @@ def _with_scaler(folder: Path, **overrides: Any) -> Trainer:
     The first scale is so large that the scaled loss is infinite. It halves until gradients are
     finite.
     """
-    trainer = make_trainer(folder, make_config(epochs=1, **overrides))
+    trainer = make_trainer(folder, make_config(epochs=2, **overrides))
     for parameter in trainer.state.model[-1].parameters():  # type: ignore[index]
         parameter.data *= 20
     trainer.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
@@ -133,7 +133,7 @@ def test_overflows_of_the_loss_scaler_are_counted_and_change_nothing(
     fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fused SGD skips the step itself; an optimizer like apex's is skipped by the scaler."""
-    trainer = _with_scaler(tmp_path, **{"tracking.log_every": 1})
+    trainer = _with_scaler(tmp_path, **{"tracking.log_every": 1, "optim.lr": 1e-4})
     if not fused:
         for group in trainer.state.optimizer.param_groups:
             group["fused"] = False
@@ -152,7 +152,7 @@ def test_overflows_of_the_loss_scaler_are_counted_and_change_nothing(
     lines = metrics(tmp_path, "train")
     skipped = [line["skipped_steps"] for line in lines]
     assert skipped[0] == 1
-    assert skipped[-1] < 6, "some steps overflow, others do not"
+    assert skipped[-1] < 12, "some steps overflow, others do not"
     assert [line["scaler_scale"] for line in lines] == [2.0 ** (127 - n) for n in skipped]
     counted = [now > before for before, now in pairwise([0, *skipped])]
     assert changed == [not overflow for overflow in counted], "a skipped step changes no weight"
