@@ -63,7 +63,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     }
     if config.implementation == "apex":
         return _apex_optimizers().FusedSGD(groups, **settings)  # type: ignore[no-any-return]
-    return torch.optim.SGD(groups, **settings, fused=True)
+    optimizer = torch.optim.SGD(groups, **settings, fused=True)
+    if config.momentum > 0:
+        # Fused SGD would begin with uninitialized memory, and keep it where the loss scaler skips
+        # the first step (torch 2.11 to 2.15). With zeros the first step is the same: 0 + gradient.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def check_implementation(config: OptimConfig, device: torch.device) -> None:

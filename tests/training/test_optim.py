@@ -98,3 +98,22 @@ def test_norm_weight_decay_off_leaves_scales_where_they_are() -> None:
     torch.testing.assert_close(
         after["attentive.attention.weight"], before["attentive.attention.weight"] * 0.95
     )
+
+
+def test_momentum_begins_at_zero_though_the_first_steps_overflow() -> None:
+    """Under fp16's loss scaling the first steps usually do."""
+    layer = nn.Linear(64, 64)
+    optimizer = optim.build_optimizer(layer, OptimConfig(lr=0.1, weight_decay=0.0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    scaler.scale(layer(torch.full((8, 64), 100.0)).square().sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    for parameter in layer.parameters():
+        assert not optimizer.state[parameter]["momentum_buffer"].any()
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    optimizer.zero_grad()
+    layer(torch.ones(8, 64)).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in layer.parameters()]
+    optimizer.step()
+    for parameter, start, gradient in zip(layer.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(parameter, start - 0.1 * gradient)
