@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torchvision.datasets import ImageFolder
 from attnorm.config import DataConfig, LoaderConfig
 from attnorm.data.build import build_train_loader
 from attnorm.data.folder import scan
+from attnorm.data.loader import Loader
 
 Epoch = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
@@ -46,9 +47,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         _repeat(args.root / "train", root / "train", args.images)
         (root / "val").symlink_to(root / "train")
+        ours = {
+            f"ours ({name})": stack.enter_context(closing(photo_loader(name, root, args, device)))
+            for name in ("auto", "torch")
+        }
         loaders: dict[str, Epoch] = {
-            "ours (auto)": _ours("auto", root, args, device, stack),
-            "ours (torch)": _ours("torch", root, args, device, stack),
+            **{name: loader.epoch for name, loader in ours.items()},
             "timm": _timm(root, args, device, color_jitter=0.4),
             "timm, no colour jitter": _timm(root, args, device, color_jitter=None),
             "torchvision": _torchvision(root, args),
@@ -81,23 +85,22 @@ def _repeat(source: Path, target: Path, images: int) -> None:
         link.symlink_to(photo.resolve())
 
 
-def _ours(
-    name: str, root: Path, args: argparse.Namespace, device: torch.device, stack: ExitStack
-) -> Epoch:
-    data = DataConfig(
-        name="photos", root=str(root), image_size=args.image_size, workers=args.workers
-    )
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    loader = build_train_loader(
-        data,
+def photo_loader(name: str, root: Path, args: argparse.Namespace, device: torch.device) -> Loader:
+    """One of ours over ``root`` in the benchmark's sizes, in the format that training wants."""
+    return build_train_loader(
+        DataConfig(
+            name="photos",
+            root=str(root),
+            image_size=args.image_size,
+            resize_size=args.image_size,
+            workers=args.workers,
+        ),
         LoaderConfig(name=name),
         batch_size=args.batch_size,
         seed=0,
         device=device,
-        dtype=dtype,
+        dtype=torch.float16 if device.type == "cuda" else torch.float32,
     )
-    stack.callback(loader.close)
-    return loader.epoch
 
 
 def _timm(

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from attnorm.config import DataConfig, LoaderConfig
-from attnorm.data.build import build_train_loader
+from attnorm.reporting.benchmarks.loader import photo_loader
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for split in ("train", "val"):  # one is read, both have to be there
             (Path(folder) / split).symlink_to((args.root / "train").resolve())
-        measured = {name: _in_a_process(name, folder, args) for name in args.loader}
+        measured = {name: _in_a_process(name, Path(folder), args) for name in args.loader}
     rows = []
     for name, mib in measured.items():
         second, last = mib[1], mib[-1]
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"memory": rows}
 
 
-def _in_a_process(name: str, root: str, args: argparse.Namespace) -> list[float]:
+def _in_a_process(name: str, root: Path, args: argparse.Namespace) -> list[float]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(name, root, args, sender))
@@ -67,21 +66,9 @@ def _in_a_process(name: str, root: str, args: argparse.Namespace) -> list[float]
     return mib
 
 
-def _measure(name: str, root: str, args: argparse.Namespace, result: Connection) -> None:
-    loader = build_train_loader(
-        DataConfig(
-            name="photos",
-            root=root,
-            image_size=args.image_size,
-            resize_size=args.image_size,
-            workers=args.workers,
-        ),
-        LoaderConfig(name=name),
-        batch_size=args.batch_size,
-        seed=0,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
-    with closing(loader):
+def _measure(name: str, root: Path, args: argparse.Namespace, result: Connection) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with closing(photo_loader(name, root, args, device)) as loader:
         mib = []
         for epoch in range(args.epochs):
             for _ in loader.epoch(epoch):
