@@ -1,11 +1,20 @@
 """Attentive Normalization and its rivals: train, compare and reuse them in any CNN.
 
-Importing this package also registers ``resnet50_an`` and its relatives with timm.
+The layers need torch alone. Where timm and OmegaConf are installed too (``pip install attnorm``
+brings them), importing this package also registers ``resnet50_an`` and its relatives with timm.
 """
 
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
 from attnorm.errors import UserError
-from attnorm.models import convert, create_model, freeze_for_finetuning
 from attnorm.norms import AttentiveNorm2d, SwitchNorm2d
+
+if TYPE_CHECKING:
+    from attnorm.config import allow as allow
+    from attnorm.models import convert as convert
+    from attnorm.models import create_model as create_model
+    from attnorm.models import freeze_for_finetuning as freeze_for_finetuning
 
 __version__ = "0.1.0"
 
@@ -14,7 +23,32 @@ __all__ = [
     "SwitchNorm2d",
     "UserError",
     "__version__",
+    "allow",
     "convert",
     "create_model",
     "freeze_for_finetuning",
 ]
+
+# What of the package needs more than torch, and where it is.
+_ELSEWHERE = {
+    "allow": "attnorm.config",
+    "convert": "attnorm.models",
+    "create_model": "attnorm.models",
+    "freeze_for_finetuning": "attnorm.models",
+}
+_NEEDED = ("timm", "omegaconf", "safetensors")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    missing = [package for package in _NEEDED if find_spec(package) is None]
+    if missing:
+        raise ImportError(f"attnorm.{name} needs {', '.join(missing)}: pip install attnorm")
+    return getattr(import_module(_ELSEWHERE[name]), name)
+
+
+if all(find_spec(package) is not None for package in _NEEDED):
+    import attnorm.models  # noqa: F401 - registers the models with timm

@@ -1,74 +1,8 @@
-"""Turn a checkpoint that the paper's authors released into one that eval.py and train.py read.
+"""The command ``attnorm convert-checkpoint`` from a checkout; --help says what it takes."""
 
-  python scripts/convert_checkpoint.py SOURCE TARGET --arch resnet50 [key=value ...]
+import sys
 
-The result evaluates like any run's best.pt (eval.py checkpoint=TARGET data.root=...) and starts a
-fine-tuning with arch.pretrained=TARGET norm.attention=released. Every tensor is compared with its
-source after the result has been written.
-"""
-
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-import hydra
-from timm.data import ImageNetInfo
-
-from attnorm import config as schema
-from attnorm.errors import UserError, exit_on_user_error
-from attnorm.models.build import build_model
-from attnorm.models.complexity import count_parameters
-from attnorm.models.pretrained import read_weights
-from attnorm.models.released import check_same, load_released
-from attnorm.training import checkpoint
-
-
-def compose(arch: str, overrides: list[str]) -> schema.Config:
-    """The config that the converted model is built from."""
-    schema.register_schemas()
-    fixed = [f"arch={arch}", "norm=an", "norm.attention=released", "data=imagenet"]
-    folder = str(schema.config_directory())
-    with hydra.initialize_config_dir(folder, version_base="1.3"):
-        return schema.from_omegaconf(hydra.compose("train", [*fixed, *overrides]))
-
-
-def convert(source: Path, target: Path, arch: str, overrides: list[str]) -> str:
-    """Write ``target`` and say what it holds."""
-    if target.exists():
-        raise UserError(f"{target} exists: choose another name or remove it.")
-    config = compose(arch, overrides)
-    released = read_weights(str(source), key="SOURCE")
-    class_names = ImageNetInfo("imagenet-1k").label_names()
-    model = build_model(config.arch, config.norm, len(class_names), load_pretrained=False)
-    tensors = load_released(model, released, config.arch.name)
-    state = {
-        "model": model.state_dict(),
-        "config": schema.to_container(config),
-        "class_names": class_names,
-        "epoch": 0,
-        "step": 0,
-    }
-    checkpoint.save_checkpoint(state, target)
-    check_same(released, checkpoint.load_checkpoint(target)["model"], config.arch.name)
-    parameters = f"{count_parameters(model):,} parameters"
-    return f"{target}: {tensors} tensors, each equal to its source; {parameters}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    parser.add_argument(
-        "--arch", required=True, help="resnet50, resnet101, mobilenetv2, densenet161"
-    )
-    parser.add_argument("overrides", nargs="*", help="of the config: norm.num_components=10")
-    arguments = parser.parse_intermixed_args()
-    with exit_on_user_error():
-        print(convert(arguments.source, arguments.target, arguments.arch, arguments.overrides))
-
+from attnorm.commands.convert_checkpoint import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from attnorm.reporting.runs import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSOLE = Console(highlight=False, soft_wrap=True)
@@ -23,17 +26,10 @@ def run_dir(norm: str) -> Path:
 
 def command(*arguments: str) -> None:
     """Run a command of the project as a person would, and show it."""
-    CONSOLE.print(f"\n$ python {' '.join(arguments)}", style="bold")
+    CONSOLE.print(f"\n$ python {shlex.join(arguments)}", style="bold", markup=False)
     finished = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
     if finished.returncode:
         sys.exit(finished.returncode)
-
-
-def throughput(folder: Path) -> float:
-    """Median images per second of the run's training intervals after the first."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    speeds = sorted(line["images_per_second"] for line in lines if line["kind"] == "train")
-    return speeds[len(speeds) // 2]
 
 
 def show() -> None:
@@ -44,13 +40,13 @@ def show() -> None:
     for norm in NORMS:
         folder = ROOT / run_dir(norm)
         evaluation = json.loads((folder / "eval.json").read_text())
-        result = json.loads((folder / "result.json").read_text())
+        run = read_run(folder)
         table.add_row(
             f"ResNet-50-{norm.upper()}",
-            f"{result['parameters']:,}",
+            f"{run.result['parameters']:,}",
             f"{evaluation['top1_error']:.2f} %",
             f"{evaluation['top5_error']:.2f} %",
-            f"{throughput(folder):.0f}",
+            f"{run.images_per_second:.0f}",
         )
     CONSOLE.print()
     CONSOLE.print(table)

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from attnorm.errors import UserError, exit_on_user_error
-from attnorm.reporting import drawing, figures, response_figures
-from attnorm.reporting.responses import choose_units, collect_responses, sample_images
-from attnorm.reporting.table1 import build_table
-from attnorm.reporting.trained import load_trained
+from attnorm.reporting import drawing
+from attnorm.reporting.responses.figures import figure2
+from attnorm.reporting.responses.spread import choose_units, collect_responses, sample_images
+from attnorm.reporting.table1.figures import report_figures
+from attnorm.reporting.table1.table import build_table
+from attnorm.run.trained import load_trained
 
 ROOT = Path(__file__).resolve().parent.parent
 WANTED = {"val_top1": "curves", "error_parameters": "error_parameters"}
@@ -23,7 +25,7 @@ WANTED = {"val_top1": "curves", "error_parameters": "error_parameters"}
 
 def draw_curves(runs: Path, folder: Path) -> None:
     """What the report shows, of every row."""
-    drawn = figures.report_figures(build_table(runs, "digits"), [], legends=True)
+    drawn = report_figures(build_table(runs, "digits"), [], legends=True)
     for name, file in WANTED.items():
         if name not in drawn:
             raise UserError(f"{runs} has no finished run on digits: make table1-small first.")
@@ -39,7 +41,7 @@ def draw_responses(runs: Path, folder: Path) -> None:
         units = choose_units(trained.model)[2:]
         responses[f"ResNet-50-{norm.upper()}"] = collect_responses(trained, images, units)
     names = [f"digit {name}" for name in trained.class_names]
-    drawn = partial(response_figures.figure2, responses, labels, names)
+    drawn = partial(figure2, responses, labels, names)
     drawing.save(drawn, folder, "figure2")
 
 

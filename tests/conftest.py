@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from attnorm import config as schema
@@ -53,9 +52,7 @@ def write_photos(root: Path, val_images: int) -> Path:
 
 def compose_config(*overrides: str) -> schema.Config:
     """The typed config that ``train.py`` gets from these arguments."""
-    schema.register_schemas()
-    with initialize_config_dir(str(schema.config_directory()), version_base="1.3"):
-        return schema.from_omegaconf(compose("train", overrides=list(overrides)))
+    return schema.compose(overrides)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,19 +4,11 @@ The YAML files under ``configs/`` fill these dataclasses; Hydra refuses unknown 
 while composing, ``__post_init__`` refuses impossible values before anything is created.
 """
 
-from attnorm.config.compose import (
-    NORM_SCHEMAS,
-    config_directory,
-    from_container,
-    from_omegaconf,
-    load_arch,
-    load_group,
-    load_norm,
-    register_schemas,
-    to_container,
-    with_overrides,
-)
+from attnorm.config.arguments import read_arguments
+from attnorm.config.compose import compose, compose_node, compose_run
 from attnorm.config.data import DataConfig, LoaderConfig
+from attnorm.config.groups import SCHEMAS, choices, config_directory, load_arch, load_norm
+from attnorm.config.locate import locate
 from attnorm.config.model import (
     ArchConfig,
     AttentiveNormConfig,
@@ -25,18 +17,19 @@ from attnorm.config.model import (
     SqueezeConfig,
     SwitchNormConfig,
 )
+from attnorm.config.optim import OptimConfig, ScheduleConfig, SGDConfig
 from attnorm.config.run import (
     CheckpointConfig,
     Config,
     EmaConfig,
-    OptimConfig,
-    ScheduleConfig,
+    TaskConfig,
     TrackingConfig,
     TrainConfig,
 )
+from attnorm.config.stored import allow, check_names, from_container, to_container
 
 __all__ = [
-    "NORM_SCHEMAS",
+    "SCHEMAS",
     "ArchConfig",
     "AttentiveNormConfig",
     "CheckpointConfig",
@@ -47,18 +40,24 @@ __all__ = [
     "LoaderConfig",
     "NormConfig",
     "OptimConfig",
+    "SGDConfig",
     "ScheduleConfig",
     "SqueezeConfig",
     "SwitchNormConfig",
+    "TaskConfig",
     "TrackingConfig",
     "TrainConfig",
+    "allow",
+    "check_names",
+    "choices",
+    "compose",
+    "compose_node",
+    "compose_run",
     "config_directory",
     "from_container",
-    "from_omegaconf",
     "load_arch",
-    "load_group",
     "load_norm",
-    "register_schemas",
+    "locate",
+    "read_arguments",
     "to_container",
-    "with_overrides",
 ]

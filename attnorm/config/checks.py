@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 from attnorm.errors import UserError
@@ -27,3 +28,9 @@ def check_num_components(key: str, value: Any) -> None:
 
 def is_finite(value: float) -> bool:
     return math.isfinite(value)
+
+
+def own_fields(config: Any, base: type[Any]) -> dict[str, Any]:
+    """The typed fields that ``config``'s class adds to those of ``base``, with their values."""
+    common = {spec.name for spec in fields(base)}
+    return {key: value for key, value in asdict(config).items() if key not in common}

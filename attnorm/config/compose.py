@@ -1,163 +1,171 @@
-"""From YAML files, Hydra and checkpoints to the typed config, and back to plain containers."""
+"""One grammar for every command: Hydra's, ``group=option key=value``."""
 
 from __future__ import annotations
 
+import difflib
+import re
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from attnorm.config.model import (
-    ArchConfig,
-    AttentiveNormConfig,
-    GroupNormConfig,
-    NormConfig,
-    SqueezeConfig,
-    SwitchNormConfig,
-)
+from attnorm.config.data import DataConfig, LoaderConfig
+from attnorm.config.groups import SCHEMAS, choices, config_directory, instantiate
+from attnorm.config.model import ArchConfig
 from attnorm.config.run import Config
+from attnorm.config.stored import with_schema_names
 from attnorm.errors import UserError
 
-T = TypeVar("T")
+# Values that are taken as they are typed, blanks, umlauts, commas and all.
+VERBATIM = ("name", "data.root", "arch.pretrained", "hydra.run.dir", "hydra.searchpath")
+# Of Hydra's own keys, those that mean something here.
+_HYDRA_KEYS = ("hydra.run.dir", "hydra.searchpath")
+_STORED = "stored"
 
 
-def config_directory() -> Path:
-    """The folder of YAML files: inside an installed wheel, or at the top of a source checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
+def compose(overrides: Sequence[str] = (), stored: Mapping[str, Any] | None = None) -> Config:
+    """The config that ``overrides`` make of the defaults, or of a config that was ``stored``.
+
+    Raises:
+        UserError: an unknown group, option or key, a wrong type, or an impossible value.
+    """
+    return compose_run(overrides, stored)[0]
 
 
-NORM_SCHEMAS: Mapping[str, type[NormConfig]] = {
-    "base_norm": NormConfig,
-    "group_norm": GroupNormConfig,
-    "switch_norm": SwitchNormConfig,
-    "squeeze": SqueezeConfig,
-    "attentive_norm": AttentiveNormConfig,
-}
+def compose_run(
+    overrides: Sequence[str] = (), stored: Mapping[str, Any] | None = None
+) -> tuple[Config, Path]:
+    """The config, and the folder of its run.
+
+    Raises:
+        UserError: see :func:`compose`.
+    """
+    composed = compose_node(overrides, stored)
+    run_dir = Path(composed.hydra.run.dir)
+    del composed["hydra"]
+    return instantiate(composed, Config), run_dir
 
 
-def register_schemas() -> None:
-    """Put the schemas where Hydra finds them. A YAML file of ``norm`` names its own schema."""
+def compose_node(
+    overrides: Sequence[str] = (), stored: Mapping[str, Any] | None = None
+) -> DictConfig:
+    """What Hydra composes, its own node included, before the values are checked.
+
+    Raises:
+        UserError: see :func:`compose`.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    _register(stored)
+    quoted = [as_typed(override) for override in overrides]
+    name = _STORED if stored is not None else "train"
+    try:
+        with initialize_config_dir(str(config_directory()), version_base="1.3"):
+            composed = hydra_compose(name, quoted, return_hydra_config=True)
+        composed.hydra.run.dir = str(composed.hydra.run.dir)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explained(error, overrides)) from error
+    OmegaConf.set_struct(composed, False)
+    _check_recipe(composed)
+    return composed
+
+
+def _register(stored: Mapping[str, Any] | None) -> None:
+    """Put the schemas where Hydra finds them, and a stored config as options called "stored"."""
+    from hydra.core.config_store import ConfigStore
+
     store = ConfigStore.instance()
     store.store(name="config_schema", node=Config)
-    for name, schema in NORM_SCHEMAS.items():
-        store.store(group="norm/schema", name=name, node=schema)
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            store.store(group=f"{group}/schema", name=name, node=schema)
+    if stored is None:
+        return
+    values = with_schema_names(stored)
+    defaults: list[Any] = ["config_schema"]
+    for group in [key for key in values if (config_directory() / key).is_dir()]:
+        node = dict(values.pop(group))
+        if "schema" in node:
+            node = {"defaults": [{"schema@_here_": node["schema"]}, "_self_"], **node}
+        store.store(group=group, name=_STORED, node=node)
+        defaults.append({group: _STORED})
+    run = {"hydra": {"run": {"dir": "."}}}
+    store.store(name=_STORED, node={"defaults": [*defaults, "_self_"], **values, **run})
 
 
-def from_omegaconf(composed: DictConfig) -> Config:
-    """The composed config as plain dataclasses, interpolations resolved and values checked."""
-    return _instantiate(composed, Config)
-
-
-def from_container(container: Mapping[str, Any]) -> Config:
-    """The inverse of :func:`to_container`, for a config that was stored in a checkpoint.
+def as_typed(override: str) -> str:
+    """The override in Hydra's grammar: a name or a path in the quotes that it may need.
 
     Raises:
-        UserError: a key or a value that this version does not know.
+        UserError: a key of Hydra's that has no meaning here, or an argument that is no override.
     """
-    values = dict(container)
-    norm = dict(values.pop("norm"))
-    schema = _norm_schema(norm)
-    typed = OmegaConf.merge(OmegaConf.structured(Config), {"norm": OmegaConf.structured(schema)})
-    try:
-        return _instantiate(OmegaConf.merge(typed, values, {"norm": norm}), Config)
-    except OmegaConfBaseException as error:
+    key, separator, value = override.partition("=")
+    bare = key.lstrip("+~")
+    if bare.startswith("hydra.") and bare not in _HYDRA_KEYS:
         raise UserError(
-            f"The stored config does not fit this version: {_explain(error)}"
-        ) from error
+            f"{bare} has no effect here: of Hydra's own keys there are {' and '.join(_HYDRA_KEYS)}."
+        )
+    if not separator and not override.startswith("~"):
+        raise UserError(f"{override!r} is not key=value.")
+    if bare not in VERBATIM or value in ("", "null", "true", "false") or value[0] in "'\"[":
+        return override
+    return f"{key}={quoted(value)}"
 
 
-def to_container(config: Config) -> dict[str, Any]:
-    """The config as plain dicts, lists, strings and numbers."""
-    return asdict(config)
+def quoted(value: str) -> str:
+    """A text in single quotes of Hydra's grammar, where backslashes before a quote are doubled."""
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", value)
+    ending = re.search(r"\\*$", escaped)
+    assert ending is not None
+    return f"'{escaped}{ending[0]}'"
 
 
-def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """``config`` with ``key=value`` and ``data=NAME`` / ``loader=NAME`` overrides.
-
-    Raises:
-        UserError: an unknown key, a wrong type or an impossible value.
-    """
-    values = to_container(config)
-    norm = _norm_schema(values["norm"])
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key in ("data", "loader"):
-            values[key] = load_group(key, value)
-    assignments = [o for o in overrides if o.partition("=")[0] not in ("data", "loader")]
-    typed = OmegaConf.merge(OmegaConf.structured(Config), {"norm": OmegaConf.structured(norm)})
-    try:
-        merged = OmegaConf.merge(typed, values, OmegaConf.from_dotlist(assignments))
-    except OmegaConfBaseException as error:
-        raise UserError(_explain(error)) from error
-    return _instantiate(merged, Config)
+def _check_recipe(composed: DictConfig) -> None:
+    """Where a recipe has a version for one architecture, that one is meant."""
+    chosen = composed.hydra.runtime.choices
+    own = f"{chosen.get('recipe')}_{chosen.get('arch')}"
+    if own in choices("recipe"):
+        raise UserError(f"recipe={chosen.recipe} is for other networks: use recipe={own}.")
 
 
-def load_arch(name: str, **overrides: Any) -> ArchConfig:
-    """``configs/arch/NAME.yaml`` with ``overrides``, for use without Hydra."""
-    values = load_group("arch", name)
-    return _instantiate(_merge(ArchConfig, values, overrides), ArchConfig)
+def _explained(error: Exception, overrides: Sequence[str]) -> str:
+    """What Hydra refuses, in a line or two that name the key and the way out."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        known = [name for name in error.options or () if name != _STORED]
+        return f"{group}={option} is not known: choose one of {', '.join(known)}."
+    if isinstance(error, OverrideParseException) or "LexerNoViableAlt" in str(error):
+        wrong = str(getattr(error, "override", "")) or overrides[0]
+        key, _, value = wrong.partition("=")
+        example = shlex.quote(f'{key}="{value}"')
+        return (
+            f"{wrong} cannot be read: a value with blanks, brackets, quotes or other signs needs"
+            f" quotes of its own.\nWrite {example}"
+        )
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = getattr(cause, "full_key", None)
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if key and "not in" in reason:
+        return f"{key} is not a key of this config{_close_to(key)}"
+    return f"{key}: {reason}" if key else str(error).splitlines()[0]
 
 
-def load_norm(name: str, **overrides: Any) -> NormConfig:
-    """``configs/norm/NAME.yaml`` with ``overrides``, for use without Hydra."""
-    values = load_group("norm", name)
-    schema = NORM_SCHEMAS[_schema_name(values.pop("defaults"))]
-    return _instantiate(_merge(schema, values, overrides), schema)
-
-
-def load_group(group: str, name: str) -> dict[str, Any]:
-    """The values of ``configs/GROUP/NAME.yaml``.
-
-    Raises:
-        UserError: there is no such file; the message lists what there is.
-    """
-    folder = config_directory() / group
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise UserError(f"{group}={name} is not known: choose one of {known}.")
-    values = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def _schema_name(defaults: list[str]) -> str:
-    """``attentive_norm`` of a defaults list ``[schema/attentive_norm@_here_]``."""
-    return defaults[0].removeprefix("schema/").removesuffix("@_here_")
-
-
-def _norm_schema(norm: Mapping[str, Any]) -> type[NormConfig]:
-    """The schema whose fields are exactly the stored ones (a checkpoint has no defaults list)."""
-    for schema in NORM_SCHEMAS.values():
-        if {spec.name for spec in fields(schema)} == set(norm):
-            return schema
-    raise UserError(
-        f"The stored norm config has keys no normalizer of this version has: {sorted(norm)}."
-    )
-
-
-def _merge(schema: type[Any], values: dict[str, Any], overrides: dict[str, Any]) -> Any:
-    try:
-        return OmegaConf.merge(schema, values, overrides)
-    except OmegaConfBaseException as error:
-        raise UserError(_explain(error)) from error
-
-
-def _instantiate(config: Any, schema: type[T]) -> T:
-    try:
-        instance = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise UserError(_explain(error)) from error
-    assert isinstance(instance, schema)
-    return instance
-
-
-def _explain(error: OmegaConfBaseException) -> str:
-    message = str(error).splitlines()[0]
-    return f"{error.full_key}: {message}" if error.full_key else message
+def _close_to(key: str) -> str:
+    """Keys that somebody may have meant."""
+    schemas = [*SCHEMAS.items(), ("arch", {"": ArchConfig}), ("data", {"": DataConfig})]
+    known = [spec.name for spec in fields(Config)]
+    for group, members in (*schemas, ("loader", {"": LoaderConfig})):
+        known += [f"{group}.{spec.name}" for schema in members.values() for spec in fields(schema)]
+    if key in known:
+        return f", but of another {key.partition('.')[0]}="
+    close = difflib.get_close_matches(key, dict.fromkeys(known), n=3)
+    return f": did you mean {', '.join(close)}?" if close else ": train.py --help lists all"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
-from attnorm.config.checks import check_num_components, require, require_choice
+from attnorm.config.checks import check_num_components, own_fields, require, require_choice
+from attnorm.errors import UserError
+
+# Options of timm.create_model that fetch weights, which a config out of a file must not do.
+_READS_FILES = ("pretrained", "checkpoint_path", "cache_dir", "hf_")
 
 
 @dataclass
@@ -32,6 +36,12 @@ class ArchConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.timm_model), "arch.timm_model", "''", "the name of a model of timm")
+        for key in self.timm_options:
+            if key.startswith(_READS_FILES):
+                raise UserError(
+                    f"arch.timm_options.{key} would read files or the network: weights come from"
+                    " arch.pretrained alone."
+                )
         check_num_components("arch.attentive_components", self.attentive_components)
         require(
             isinstance(self.pretrained, bool | str),
@@ -45,6 +55,7 @@ class ArchConfig:
 class NormConfig:
     """What every normalizer has. ``options`` are keyword arguments of a layer of your own."""
 
+    schema: str = "base_norm"
     name: str = MISSING
     # Import path of the layer class, called as layer(num_features, **options).
     layer: str = MISSING
@@ -59,13 +70,12 @@ class NormConfig:
 
     def layer_options(self) -> dict[str, Any]:
         """Keyword arguments for the layer: the typed fields of a subclass, and ``options``."""
-        common = {spec.name for spec in fields(NormConfig)}
-        own = {key: value for key, value in asdict(self).items() if key not in common}
-        return {**own, **self.options}
+        return {**own_fields(self, NormConfig), **self.options}
 
 
 @dataclass
 class GroupNormConfig(NormConfig):
+    schema: str = "group_norm"
     num_groups: int = 32
 
     def __post_init__(self) -> None:
@@ -75,11 +85,13 @@ class GroupNormConfig(NormConfig):
 
 @dataclass
 class SwitchNormConfig(NormConfig):
+    schema: str = "switch_norm"
     using_bn: bool = True
 
 
 @dataclass
 class SqueezeConfig(NormConfig):
+    schema: str = "squeeze"
     reduction: int = 16
 
     def __post_init__(self) -> None:
@@ -93,6 +105,7 @@ class SqueezeConfig(NormConfig):
 
 @dataclass
 class AttentiveNormConfig(NormConfig):
+    schema: str = "attentive_norm"
     # Integer, list (one per stage), or null for the architecture's own attentive_components.
     num_components: Any = None
     backbone: str = "bn"

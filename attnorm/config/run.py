@@ -1,49 +1,29 @@
-"""How a run goes: optimizer, schedule, checkpoints, and everything at the top level."""
+"""How a run goes: tracking, checkpoints, and everything at the top level."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
-from attnorm.config.checks import is_finite, require, require_choice
+from attnorm.config.checks import require, require_choice
 from attnorm.config.data import DataConfig, LoaderConfig
 from attnorm.config.model import ArchConfig, NormConfig
+from attnorm.config.optim import OptimConfig, ScheduleConfig, SGDConfig
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
 @dataclass
-class OptimConfig:
-    """Stochastic gradient descent; ``lr`` is for a global batch of 512 images."""
+class TaskConfig:
+    """What is learnt: the loss, the metrics, and how a model and its loaders are built."""
 
-    name: str = "sgd"
-    lr: float = 0.2
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    # torch (one fused kernel), or apex: NVIDIA's FusedSGD, where apex is installed.
-    implementation: str = "torch"
-    # Weight decay on scale and offset parameters of normalizers too, as the authors do.
-    norm_weight_decay: bool = True
-
-    def __post_init__(self) -> None:
-        require_choice("optim.name", self.name, ("sgd",))
-        require_choice("optim.implementation", self.implementation, ("torch", "apex"))
-        require(is_finite(self.lr) and self.lr > 0, "optim.lr", self.lr, "positive")
-        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
-        require(
-            is_finite(self.weight_decay) and self.weight_decay >= 0,
-            "optim.weight_decay",
-            self.weight_decay,
-            "0 or more",
-        )
-        require(
-            not self.nesterov or self.momentum > 0,
-            "optim.nesterov",
-            self.nesterov,
-            "false when optim.momentum=0",
-        )
+    schema: str = "base_task"
+    name: str = "classification"
+    # Import path of a class that fulfils attnorm.run.problem.Problem.
+    task_class: str = "attnorm.classification.Classification"
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,30 +38,6 @@ class TrainConfig:
             "train.label_smoothing",
             self.label_smoothing,
             "in [0, 1)",
-        )
-
-
-@dataclass
-class ScheduleConfig:
-    """Learning rate by iteration: linear warmup, then half a cosine down to ``final_lr``."""
-
-    name: str = "cosine"
-    warmup_epochs: float = 0.0
-    final_lr: float = 0.0
-
-    def __post_init__(self) -> None:
-        require_choice("schedule.name", self.name, ("cosine",))
-        require(
-            is_finite(self.warmup_epochs) and self.warmup_epochs >= 0,
-            "schedule.warmup_epochs",
-            self.warmup_epochs,
-            "0 or more",
-        )
-        require(
-            is_finite(self.final_lr) and self.final_lr >= 0,
-            "schedule.final_lr",
-            self.final_lr,
-            "0 or more",
         )
 
 
@@ -139,11 +95,12 @@ class Config:
     """One training run, whole."""
 
     name: str = MISSING
+    task: TaskConfig = field(default_factory=TaskConfig)
     arch: ArchConfig = MISSING
     norm: NormConfig = MISSING
     data: DataConfig = MISSING
     loader: LoaderConfig = MISSING
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=SGDConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -196,6 +153,12 @@ class Config:
             self.max_skipped_steps >= 1, "max_skipped_steps", self.max_skipped_steps, "at least 1"
         )
         require(self.timeout_minutes > 0, "timeout_minutes", self.timeout_minutes, "positive")
+        require(
+            not (self.compile and self.tracking.histograms_every is not None),
+            "tracking.histograms_every",
+            self.tracking.histograms_every,
+            "null with compile=true, which does not let it look into the model",
+        )
         require(
             self.schedule.warmup_epochs < self.epochs,
             "schedule.warmup_epochs",

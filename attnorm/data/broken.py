@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from attnorm.data.source import ImageSource
+from attnorm.data.source import ImageSource, printable
 from attnorm.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Skipping:
             UserError: broken images are not to be skipped.
         """
         for index, problem in broken.items():
-            path = self._source.path(index)
+            path = printable(self._source.path(index))
             if not self._allowed:
                 raise UserError(
                     f"{path} cannot be decoded ({problem}).\n"

@@ -6,19 +6,22 @@ import functools
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from hydra.utils import get_class
 
 from attnorm.config import DataConfig, LoaderConfig
+from attnorm.config.locate import locate
 from attnorm.data.decode import Transform
 from attnorm.data.digits import digits_root
 from attnorm.data.folder import scan
 from attnorm.data.loader import Loader
+from attnorm.data.normalize import PixelNormalization
 from attnorm.data.sampling import Plan, RandomCrop
 from attnorm.data.shards import read_shards
 from attnorm.data.source import ImageSource
 from attnorm.data.synthetic import SyntheticLoader
+from attnorm.distributed import Placement
 from attnorm.errors import UserError
 
 # Without data there is nothing to count; ImageNet's number of classes is as good as any.
@@ -27,34 +30,33 @@ _DALI_PACKAGES = "attnorm[cuda13] or attnorm[cuda12]"
 
 
 def check(
-    config: DataConfig,
-    loader: LoaderConfig,
-    *,
-    batch_size: int,
-    world_size: int,
-    training: bool = True,
+    config: DataConfig, loader: LoaderConfig, placement: Placement, *, training: bool = True
 ) -> None:
     """Refuse what cannot work, before anything else of a run exists.
 
     Args:
-        batch_size: images per process and step.
         training: both splits are needed; else ``val/`` alone.
 
     Raises:
-        UserError: DALI is missing, or the data is missing, empty, inconsistent or too small.
+        UserError: the loader is missing, or the data is missing, empty, inconsistent or too small.
     """
-    choose(config, loader, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if loader.loader_class is not None:
+        _own_loader(loader.loader_class)
+    else:
+        choose(loader, placement.device)
     if loader.name != "synthetic":
         _splits(config, training)
     class_names(config, loader)
     if not training:
         return
     images = num_images(config, loader, training=True)
-    if batch_size * world_size > images:
-        processes = f" on each of {world_size} processes" if world_size > 1 else ""
+    share = images // placement.world_size
+    if placement.batch_size > share:
+        several = placement.world_size > 1
+        processes = f" on each of {placement.world_size} processes" if several else ""
         raise UserError(
-            f"batch_size={batch_size}{processes} is more than the {images} training images of"
-            f" data={config.name}: lower it to at most {images // world_size}."
+            f"batch_size={placement.batch_size}{processes} is more than the {images} training"
+            f" images of data={config.name}: lower it to at most {share}."
         )
 
 
@@ -89,26 +91,17 @@ def num_images(config: DataConfig, loader: LoaderConfig, training: bool) -> int:
 
 
 def build_train_loader(
-    config: DataConfig,
-    loader: LoaderConfig,
-    *,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = True,
-    rank: int = 0,
-    world_size: int = 1,
+    config: DataConfig, loader: LoaderConfig, placement: Placement, *, seed: int
 ) -> Loader:
     """Augmented training images in a new order every epoch, whole batches only."""
     images = None if loader.name == "synthetic" else _splits(config, training=True)[0]
     plan = Plan(
         num_images(config, loader, training=True),
-        batch_size,
+        placement.batch_size,
         training=True,
         seed=seed,
-        rank=rank,
-        world_size=world_size,
+        rank=placement.rank,
+        world_size=placement.world_size,
         shards=images.shards if images else None,
     )
     crop = RandomCrop(
@@ -117,19 +110,14 @@ def build_train_loader(
         flip=config.horizontal_flip,
         seed=seed,
     )
-    return _build(config, loader, images, plan, crop, device, dtype, channels_last)
+    return _build(config, loader, placement, images, plan, crop)
 
 
 def build_eval_loader(
     config: DataConfig,
     loader: LoaderConfig,
+    placement: Placement,
     *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    channels_last: bool = True,
-    rank: int = 0,
-    world_size: int = 1,
     class_names: Sequence[str] | None = None,
 ) -> Loader:
     """Central crops of ``val/``, every image once over all processes; ``train/`` is not needed.
@@ -143,20 +131,20 @@ def build_eval_loader(
     """
     plan = Plan(
         num_images(config, loader, training=False),
-        batch_size,
+        placement.batch_size,
         training=False,
-        rank=rank,
-        world_size=world_size,
+        rank=placement.rank,
+        world_size=placement.world_size,
     )
     images = None
     if loader.name != "synthetic":
         images = _splits(config, training=False)[-1]
         if class_names is not None:
             images = images.with_classes(class_names)
-    return _build(config, loader, images, plan, None, device, dtype, channels_last)
+    return _build(config, loader, placement, images, plan, crop=None)
 
 
-def choose(config: DataConfig, loader: LoaderConfig, device: torch.device) -> tuple[str, str]:
+def choose(loader: LoaderConfig, device: torch.device) -> tuple[str, str]:
     """The loader to use, and why.
 
     Raises:
@@ -169,7 +157,7 @@ def choose(config: DataConfig, loader: LoaderConfig, device: torch.device) -> tu
             " or use loader=torch."
         )
     if loader.name != "auto":
-        return loader.name, "asked for"
+        return loader.name, Loader.reason
     if not has_dali:
         return "torch", f"DALI, which is faster, is not installed ({_DALI_PACKAGES})"
     if device.type == "cuda":
@@ -185,58 +173,51 @@ def _has_dali() -> bool:
 def _build(
     config: DataConfig,
     loader: LoaderConfig,
+    placement: Placement,
     images: ImageSource | None,
     plan: Plan,
     crop: RandomCrop | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    channels_last: bool,
 ) -> Loader:
-    name, reason = choose(config, loader, device)
+    target: dict[str, Any] = {
+        "device": placement.device,
+        "dtype": placement.dtype,
+        "channels_last": placement.channels_last,
+    }
     if images is None:
-        return SyntheticLoader(
-            plan,
-            image_size=config.image_size,
-            num_classes=config.num_classes or _SYNTHETIC_CLASSES,
-            device=device,
-            dtype=dtype,
-            channels_last=channels_last,
-        )
-    transform = Transform(config.image_size, config.resize_size, crop)
-    # Imported here: DALI may be absent, and nobody should wait for a loader that is not used.
-    chosen: Callable[..., Loader]
-    if loader.loader_class is not None:
-        chosen = _own_loader(loader.loader_class)
-    elif name == "dali":
-        from attnorm.data.dali import DaliLoader
-
-        chosen = DaliLoader
-    else:
-        from attnorm.data.torch_loader import TorchLoader
-
-        chosen = TorchLoader
-    built = chosen(
+        classes = config.num_classes or _SYNTHETIC_CLASSES
+        return SyntheticLoader(plan, image_size=config.image_size, num_classes=classes, **target)
+    return _constructor(loader, placement.device)(
         images,
         plan,
-        transform,
-        mean=config.mean,
-        std=config.std,
-        device=device,
-        dtype=dtype,
-        channels_last=channels_last,
+        Transform(config.image_size, config.resize_size, crop),
+        PixelNormalization(config.mean, config.std, config.image_size, **target),
         workers=config.workers,
         prefetch=loader.prefetch,
         skip_broken=config.skip_broken,
     )
-    built.reason = reason
-    return built
+
+
+def _constructor(loader: LoaderConfig, device: torch.device) -> Callable[..., Loader]:
+    """What builds the loader; ours know why they were chosen, a person's own were asked for."""
+    if loader.loader_class is not None:
+        return _own_loader(loader.loader_class)
+    name, reason = choose(loader, device)
+    # Imported here: DALI may be absent, and nobody should wait for a loader that is not used.
+    if name == "dali":
+        from attnorm.data.dali import DaliLoader
+
+        return functools.partial(DaliLoader, reason=reason)
+    from attnorm.data.torch_loader import TorchLoader
+
+    return functools.partial(TorchLoader, reason=reason)
 
 
 def _own_loader(path: str) -> Callable[..., Loader]:
-    try:
-        own: Callable[..., Loader] = get_class(path)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"loader.loader_class={path} cannot be imported: {error}") from error
+    own = locate(path, "loader.loader_class")
+    if not (isinstance(own, type) and issubclass(own, Loader)):
+        raise UserError(
+            f"loader.loader_class={path} is not a class derived from attnorm.data.loader.Loader."
+        )
     return own
 
 

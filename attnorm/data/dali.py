@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -25,7 +25,7 @@ from torch.utils.dlpack import from_dlpack
 from attnorm.data.broken import Skipping
 from attnorm.data.decode import BrokenImageError, Transform, decode_rgb
 from attnorm.data.loader import Loader
-from attnorm.data.normalize import Normalization
+from attnorm.data.normalize import PixelNormalization
 from attnorm.data.sampling import CROP_TRIALS, Plan, RandomCrop
 from attnorm.data.source import ImageSource
 
@@ -43,39 +43,29 @@ class DaliLoader(Loader):
         source: ImageSource,
         plan: Plan,
         transform: Transform,
+        normalize: PixelNormalization,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        dtype: torch.dtype,
-        channels_last: bool,
         workers: int,
         prefetch: int,
         skip_broken: bool,
+        reason: str = Loader.reason,
         resize_in_torch: bool | None = None,
     ) -> None:
         """
         Args:
             resize_in_torch: use torch's resize (on the CPU only), not DALI's own; None: on the CPU.
         """
-        self._resize_in_torch = device.type == "cpu" if resize_in_torch is None else resize_in_torch
+        self.reason, self.workers = reason, workers
         self.num_images = plan.num_images
+        self._on_gpu = normalize.device.type == "cuda"
+        self._resize_in_torch = not self._on_gpu if resize_in_torch is None else resize_in_torch
         self._source, self._plan, self._transform = source, plan, transform
         self._skipping = Skipping(source, skip_broken)
         self._replacements: dict[int, int] = {}
-        self._device, self._dtype, self._channels_last = device, dtype, channels_last
-        self._normalization = Normalization(
-            mean,
-            std,
-            transform.image_size,
-            device=device,
-            dtype=dtype,
-            channels_last=channels_last,
-        )
-        self._mean = [255 * value for value in mean]
-        self._std = [255 * value for value in std]
-        self._workers, self._prefetch = max(1, workers), prefetch
-        self._threads = ThreadPoolExecutor(self._workers, "resize")
+        self._normalize = normalize
+        self._prefetch = prefetch
+        self._num_threads = max(1, workers)
+        self._threads = ThreadPoolExecutor(self._num_threads, "resize")
         self._made: deque[NDArray[np.float32]] = deque()  # by _in_torch, in the pipeline's order
         self._pending: Iterator[tuple[int, NDArray[np.int64]]] = iter(())
         self._pipeline: Pipeline | None = self._build()
@@ -128,7 +118,7 @@ class DaliLoader(Loader):
             self.skipped += int((wanted != planned[done]).sum())
             labels = torch.from_numpy(self._source.labels[wanted])
             done += 1
-            yield images, labels.to(self._device, non_blocking=True)
+            yield images, labels.to(self._normalize.device, non_blocking=True)
 
     def _rewind(self, epoch: int, planned: list[NDArray[np.int64]]) -> None:
         """Let the pipeline begin with ``planned``, dropping what an abandoned epoch left in it."""
@@ -140,19 +130,18 @@ class DaliLoader(Loader):
     def _run(self) -> Tensor | RuntimeError:
         """The next batch, or what went wrong (without its frames, which hold the pipeline)."""
         assert self._pipeline is not None
-        on_gpu = self._device.type == "cuda"
         try:
-            with torch.cuda.device(self._device) if on_gpu else nullcontext():
-                stream = torch.cuda.current_stream() if on_gpu else None
+            with torch.cuda.device(self._normalize.device) if self._on_gpu else nullcontext():
+                stream = torch.cuda.current_stream() if self._on_gpu else None
                 (batch,) = self._pipeline.run(stream)
                 images = from_dlpack(batch.as_tensor())
         except RuntimeError as error:
             return error.with_traceback(None)
         if self._resize_in_torch:
-            return self._normalization.finish(self._made.popleft())
-        if self._channels_last:
+            return self._normalize.finish(self._made.popleft())
+        if self._normalize.channels_last:
             images = images.permute(0, 3, 1, 2)
-        return images.to(self._dtype)
+        return images.to(self._normalize.dtype)
 
     def _replaced(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
         """``images`` with those known to be broken exchanged."""
@@ -202,11 +191,10 @@ class DaliLoader(Loader):
         return [np.frombuffer(path, dtype=np.uint8) for path in paths]
 
     def _build(self) -> Pipeline:
-        on_gpu = self._device.type == "cuda"
         pipeline = Pipeline(
             batch_size=self._plan.batch_size,
-            num_threads=self._workers,
-            device_id=(self._device.index or 0) if on_gpu else None,
+            num_threads=self._num_threads,
+            device_id=(self._normalize.device.index or 0) if self._on_gpu else None,
             prefetch_queue_depth=self._prefetch,
         )
         with pipeline:
@@ -234,7 +222,7 @@ class DaliLoader(Loader):
             return self._in_torch(self._transform.square, images, mirror)
         side = float(self._transform.image_size)
         images = fn.resize(images, size=[side, side], antialias=True)
-        return self._normalize(images, mirror=mirror)
+        return self._normalized(images, mirror=mirror)
 
     def _centre(self, encoded: Any) -> Any:
         images = fn.decoders.image(encoded, **self._decoder())
@@ -247,7 +235,7 @@ class DaliLoader(Loader):
         ]
         images = fn.resize(images, size=_float(fn.stack(*scaled)), antialias=True)
         side = self._transform.image_size
-        return self._normalize(images, crop=[side, side], rounding="truncate")
+        return self._normalized(images, crop=[side, side], rounding="truncate")
 
     def _in_torch(self, function: Callable[..., Tensor], *inputs: Any) -> Any:
         """Apply ``function`` to each image (H, W, 3) and its other inputs, in threads.
@@ -256,10 +244,10 @@ class DaliLoader(Loader):
         """
 
         def make_all(*batch: list[Any]) -> list[Any]:
-            rows = self._normalization.room(len(batch[0]))
+            rows = self._normalize.rows(len(batch[0]))
 
             def make(target: NDArray[np.float32], *sample: Any) -> None:
-                self._normalization.write(function(*map(from_dlpack, sample)), target)
+                self._normalize.write(function(*map(from_dlpack, sample)), target)
 
             list(self._threads.map(make, rows, *batch))
             self._made.append(rows)
@@ -269,7 +257,7 @@ class DaliLoader(Loader):
 
     def _decoder(self) -> dict[str, Any]:
         common = {"output_type": types.RGB, "adjust_orientation": False}
-        if self._device.type != "cuda":
+        if not self._on_gpu:
             return {"device": "cpu", **common}
         return {
             "device": "mixed",
@@ -278,13 +266,13 @@ class DaliLoader(Loader):
             **common,
         }
 
-    def _normalize(self, images: Any, **options: Any) -> Any:
+    def _normalized(self, images: Any, **options: Any) -> Any:
         return fn.crop_mirror_normalize(
             images,
-            dtype=types.FLOAT16 if self._dtype == torch.float16 else types.FLOAT,
-            output_layout="HWC" if self._channels_last else "CHW",
-            mean=self._mean,
-            std=self._std,
+            dtype=types.FLOAT16 if self._normalize.dtype == torch.float16 else types.FLOAT,
+            output_layout="HWC" if self._normalize.channels_last else "CHW",
+            mean=[255 * value for value in self._normalize.mean],
+            std=[255 * value for value in self._normalize.std],
             **options,
         )
 

@@ -5,7 +5,6 @@ The scans (UCI Machine Learning Repository, CC BY 4.0) are 8×8 pixels with 17 g
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from attnorm.errors import UserError
+from attnorm.files import cache_folder
 
 TRAIN_IMAGES, VAL_IMAGES = 1437, 360
 IMAGE_SIZE = 32
@@ -29,7 +29,7 @@ def digits_root(root: str | None) -> Path:
     Raises:
         UserError: the folder cannot be written, or ``root`` holds something else.
     """
-    final = Path(root) if root is not None else _cache_folder() / _FOLDER
+    final = Path(root).expanduser() if root is not None else cache_folder() / _FOLDER
     if (final / "train").is_dir() and (final / "val").is_dir():
         return final
     if final.exists() and any(final.iterdir()):
@@ -51,13 +51,6 @@ def digits_root(root: str | None) -> Path:
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return final
-
-
-def _cache_folder() -> Path:
-    own, shared = os.environ.get("ATTNORM_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own)
-    return (Path(shared) if shared else Path.home() / ".cache") / "attnorm"
 
 
 def _rename(building: Path, final: Path) -> None:

@@ -1,6 +1,6 @@
-"""What every loader is: an endless supply of epochs whose position is (epoch, batch).
+"""What every loader is: an endless supply of epochs, any of them from any batch on.
 
-Nothing random has a hidden state, so a loader put back to a position repeats itself exactly.
+Nothing random has a hidden state, so a loader sent back to a position repeats itself exactly.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Loader(ABC):
         name: dali, torch or synthetic.
         reason: why this loader, in one line.
         num_images: images in the whole data set, over all processes.
+        workers: ``data.workers``, where more of them would help.
         skipped: broken images that were replaced since the loader was built.
-        position: (epoch, batch) of the batch that comes next; ``epoch(*position)`` yields it.
     """
 
     name: str
-    reason: str = ""
+    reason: str = "asked for"
     num_images: int
+    workers: int | None = None
     skipped: int = 0
-    position: tuple[int, int] = (0, 0)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -52,14 +52,25 @@ class Loader(ABC):
         """
         if not 0 <= start_batch <= len(self):
             raise ValueError(f"start_batch={start_batch} of an epoch of {len(self)} batches")
-        self.position = (epoch, start_batch)
         batches = self._batches(epoch, start_batch)
-        for batch in range(start_batch, len(self)):
+        for _ in range(start_batch, len(self)):
             with _explained_failures():
                 pair = next(batches)
-            last = batch + 1 == len(self)
-            self.position = (epoch + 1, 0) if last else (epoch, batch + 1)
             yield pair
+
+    def remedies(self, cores: int) -> list[str]:
+        """What a person can do, one thing or another, if the model waits for this loader.
+
+        Args:
+            cores: CPU cores for each process.
+        """
+        hardware = "give it more CPU cores, or a faster disk than that of data.root"
+        return self._more_workers(cores) or [hardware]
+
+    def _more_workers(self, cores: int) -> list[str]:
+        if self.workers is None or self.workers >= cores:
+            return []
+        return [f"raise data.workers={self.workers} ({cores} cores for each process)"]
 
     def close(self) -> None:  # noqa: B027 - a loader without processes or pipelines has nothing
         """Stop worker processes and pipelines. The loader yields nothing afterwards."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -56,6 +57,11 @@ def relabelled(
         )
     place = {name: label for label, name in enumerate(classes)}
     return np.array([place[name] for name in own], dtype=np.int64)[labels]
+
+
+def printable(path: str) -> str:
+    """A path for messages and logs, which want UTF-8: file names may hold any byte."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def few(names: Sequence[str]) -> str:

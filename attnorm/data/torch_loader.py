@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from attnorm.data.broken import Skipping
 from attnorm.data.decode import BrokenImageError, Transform, decode_rgb
-from attnorm.data.forking import nothing_to_collect
 from attnorm.data.loader import Loader
-from attnorm.data.normalize import Normalization
+from attnorm.data.normalize import PixelNormalization
 from attnorm.data.sampling import Plan
 from attnorm.data.source import ImageSource
+from attnorm.data.workers import nothing_to_collect
 
 
 @dataclass(frozen=True)
@@ -117,29 +117,19 @@ class TorchLoader(Loader):
         source: ImageSource,
         plan: Plan,
         transform: Transform,
+        normalize: PixelNormalization,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        dtype: torch.dtype,
-        channels_last: bool,
         workers: int,
         prefetch: int,
         skip_broken: bool,
+        reason: str = Loader.reason,
     ) -> None:
+        self.reason, self.workers = reason, workers
         self.num_images = plan.num_images
         self._plan = plan
         self._skipping = Skipping(source, skip_broken)
         self._requests = _Requests(plan)
-        self._device = device
-        self._normalize = Normalization(
-            mean,
-            std,
-            transform.image_size,
-            device=device,
-            dtype=dtype,
-            channels_last=channels_last,
-        )
+        self._normalize = normalize
         self._batches_of: DataLoader[Answer] | None = DataLoader(
             _Batches(source, transform, skip_broken),
             batch_size=None,
@@ -148,7 +138,7 @@ class TorchLoader(Loader):
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            pin_memory=normalize.device.type == "cuda",
         )
 
     def __len__(self) -> int:
@@ -162,7 +152,12 @@ class TorchLoader(Loader):
             if answer.broken:
                 self._skipping.report(answer.broken)
                 self.skipped += answer.replaced
-            yield self._normalize(answer.images), answer.labels.to(self._device, non_blocking=True)
+            labels = answer.labels.to(self._normalize.device, non_blocking=True)
+            yield self._normalize(answer.images), labels
+
+    def remedies(self, cores: int) -> list[str]:
+        """More workers while there are cores for them, or the loader that needs less of both."""
+        return [*self._more_workers(cores), "use loader=dali"]
 
     @staticmethod
     def _answers(batches: DataLoader[Answer]) -> Iterator[Answer]:

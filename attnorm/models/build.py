@@ -8,12 +8,11 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-import hydra.utils
 import timm
 import torch
 from torch import nn
 
-from attnorm.config import ArchConfig, NormConfig, load_arch, load_norm
+from attnorm.config import ArchConfig, NormConfig, load_arch, load_norm, locate
 from attnorm.errors import UserError
 from attnorm.models import pretrained
 from attnorm.models.recompute import correct_recomputed_statistics
@@ -168,16 +167,15 @@ def _create_timm_model(arch: ArchConfig, num_classes: int, from_hub: bool) -> nn
 
 
 def _layer_class(norm: NormConfig) -> type[nn.Module]:
-    try:
-        layer: type[nn.Module] = hydra.utils.get_class(norm.layer)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"norm.layer={norm.layer} cannot be imported: {error}") from error
+    layer = locate(norm.layer, "norm.layer")
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        raise UserError(f"norm.layer={norm.layer} is not a class of modules.")
     return layer
 
 
 def norm_keys(norm: str) -> set[str]:
     """Keys of a normalizer's config that a person may set."""
-    return {spec.name for spec in fields(load_norm(norm))} - {"name"}
+    return {spec.name for spec in fields(load_norm(norm))} - {"name", "schema"}
 
 
 def _unknown_key(key: str, known: set[str], owner: str) -> str:

@@ -8,9 +8,7 @@ from torch import nn
 
 from attnorm.errors import UserError
 from attnorm.models.sites import match_sites
-from attnorm.norms import AttentiveNorm2d, Normalization
-
-_NORMALIZERS = (Normalization, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+from attnorm.norms import AttentiveNorm2d, is_normalizer
 
 
 def freeze_for_finetuning(model: nn.Module, sites: str | None = None) -> nn.Module:
@@ -34,7 +32,7 @@ def freeze_for_finetuning(model: nn.Module, sites: str | None = None) -> nn.Modu
     stages = _attentive_stages(model, sites)
     heads = {id(module) for layer in stages for module in layer.attention.modules()}
     for module in model.modules():
-        if not isinstance(module, _NORMALIZERS):
+        if not is_normalizer(module):
             continue
         if id(module) not in heads:
             for parameter in module.parameters(recurse=False):

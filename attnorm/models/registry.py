@@ -12,11 +12,12 @@ from timm.models import register_model
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from attnorm.config import ArchConfig, NormConfig
+from attnorm.config import ArchConfig, NormConfig, choices
 from attnorm.models.build import load_configs, norm_keys, place
 
-ARCHITECTURES = ("resnet50", "resnet101", "densenet161", "mobilenetv2")
-NORMALIZERS = ("an", "gn", "sn", "se")
+# Under configs/: the options that are networks of their own names, and change their normalizer.
+ARCHITECTURES = [name for name in choices("arch") if name != "timm"]
+NORMALIZERS = [name for name in choices("norm") if name != "bn"]
 
 
 def register_models() -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from attnorm.errors import UserError
 from attnorm.norms.base import Normalization
 from attnorm.norms.fused import attentive_batch_norm
+from attnorm.norms.group import largest_group_count
 from attnorm.norms.heads import HEADS, LogitNorm, SigmoidHead, batch_normalized
 from attnorm.norms.reference import attentive_affine
 from attnorm.norms.switchable import SwitchNorm2d
@@ -82,7 +83,7 @@ class AttentiveNorm2d(Normalization):
         self.backbone, self.attention_name, self.activation = backbone, attention, activation
         self.eps, self.momentum, self.group_name = eps, momentum, ""
         self.separate_attention = separate_attention
-        self.num_groups = _divisor_up_to(num_groups, num_features)
+        self.num_groups = largest_group_count(num_features, num_groups)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(num_components, num_features, **options))
         self.bias = nn.Parameter(torch.empty(num_components, num_features, **options))
@@ -202,10 +203,6 @@ def _check_several_values(x: Tensor) -> None:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.size()}"
         )
-
-
-def _divisor_up_to(limit: int, number: int) -> int:
-    return max(d for d in range(1, min(limit, number) + 1) if number % d == 0)
 
 
 def _exporting() -> bool:

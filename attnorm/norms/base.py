@@ -1,4 +1,4 @@
-"""What every normalizer of this project is, so that others can recognise one."""
+"""What a normalizer is, so that others can recognise one."""
 
 from torch import nn
 
@@ -6,10 +6,18 @@ from torch import nn
 class Normalization(nn.Module):
     """Base class: parameters held *directly* by a normalizer are its scales and offsets.
 
-    Weight decay, freezing and counting go by this class and by torch's own norm classes, never by
-    parameter names or dimensions. Parameters of submodules, such as an attention head, are
-    ordinary weights.
+    Weight decay, freezing and counting go by :func:`is_normalizer`, never by parameter names or
+    dimensions. Parameters of submodules, such as an attention head, are ordinary weights.
     """
 
     # Stage of the network that the layer was placed in, counted from 0.
     stage: int | None = None
+
+
+# Every batch and instance norm of torch has this base, which has no public name.
+_TORCH_NORMALIZERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def is_normalizer(module: nn.Module) -> bool:
+    """Whether ``module`` itself normalizes: one of this project's normalizers or of torch's."""
+    return isinstance(module, (Normalization, *_TORCH_NORMALIZERS))

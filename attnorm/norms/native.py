@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnorm.files import cache_folder
 from attnorm.norms.passes import Collected
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def _shared_object() -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise OSError("no C compiler found (cc or gcc on PATH, or CC)")
-    target = _cache_folder() / f"native-{_fingerprint(compiler)}.so"
+    target = cache_folder() / f"native-{_fingerprint(compiler)}.so"
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,13 +180,6 @@ def _shared_object() -> Path:
         _execute(compiler, "-shared", str(objects), "-o", str(built))
         built.replace(target)
     return target
-
-
-def _cache_folder() -> Path:
-    """``ATTNORM_CACHE``, or ``attnorm`` in the user's cache folder."""
-    if own := os.environ.get("ATTNORM_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnorm"
 
 
 def _fingerprint(compiler: str) -> str:

@@ -1,4 +1,4 @@
-"""Run folders as train.py leaves them, whole or not: config, outcome, curves."""
+"""Run folders as training leaves them, whole or not: config, outcome, curves."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from attnorm.config import from_container, to_container
 from attnorm.errors import UserError
 
 
@@ -21,6 +22,8 @@ class Run:
     Attributes:
         status: finished, or unfinished (running or stopped), or failed as its queue recorded.
         message: what a failed run said last.
+        config: as this version stores it, or as it stands in the folder if this version cannot
+            read it; empty for what failed before it had a folder.
         result: the content of ``result.json``; empty before the first epoch has ended.
         metrics: the lines of ``metrics.jsonl``.
     """
@@ -36,10 +39,23 @@ class Run:
         """The metrics of one kind: train, eval or event."""
         return [line for line in self.metrics if line["kind"] == kind]
 
+    def setting(self, key: str) -> Any:
+        """The config's value at a dotted key, such as ``data.name``; None if there is none."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """Epoch, step and metrics of the best evaluation; empty before the first."""
+        return self.result.get("best") or {}
+
     @property
     def images_per_second(self) -> float | None:
         """Median of the training intervals, over all processes."""
-        speeds = [line["images_per_second"] for line in self.lines("train")]
+        found = (line.get("images_per_second") for line in self.lines("train"))
+        speeds = [speed for speed in found if speed is not None]
         return statistics.median(speeds) if speeds else None
 
     @property
@@ -60,15 +76,20 @@ def read_runs(folder: Path) -> list[Run]:
     failures = _failures(folder)
     marks = {path.parent for path in folder.rglob("result.json")}
     marks |= {path.parent for path in folder.rglob("metrics.jsonl")}
-    runs = [_read_run(path, failures.pop(path.resolve(), None)) for path in sorted(marks)]
+    runs = [read_run(path, failures.pop(path.resolve(), None)) for path in sorted(marks)]
     # What failed before it had a folder.
     missing = [Run(path, "failed", {}, {}, message=text) for path, text in failures.items()]
     return runs + missing
 
 
-def _read_run(folder: Path, failure: str | None) -> Run:
+def read_run(folder: Path, failure: str | None = None) -> Run:
+    """The run of one folder; ``failure`` is what its queue recorded.
+
+    Raises:
+        UserError: its files cannot be read.
+    """
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config = _config(folder / "config.yaml")
         result: dict[str, Any] = {}
         if (folder / "result.json").exists():
             result = json.loads((folder / "result.json").read_text())
@@ -80,6 +101,17 @@ def _read_run(folder: Path, failure: str | None) -> Run:
     finished = result.get("status") == "finished"
     status = "finished" if finished else "failed" if failure else "unfinished"
     return Run(folder, status, config, result, metrics, None if finished else failure)
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    """What an older version left out is filled in, so that its runs compare with newer ones."""
+    stored = yaml.safe_load(path.read_text())
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path.name} holds no config")
+    try:
+        return to_container(from_container(stored))
+    except UserError:  # of another version: shown as it is, and of no row
+        return stored
 
 
 def _metrics(path: Path) -> tuple[Mapping[str, Any], ...]:

@@ -1,1 +1,1 @@
-"""Training, evaluation and checkpoints; knows nothing of architectures and loaders."""
+"""Training and checkpoints; knows nothing of architectures, loaders and tasks."""

@@ -6,6 +6,7 @@ reads it.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
@@ -19,7 +20,7 @@ import torch
 from attnorm.errors import UserError
 
 FORMAT = "attnorm/1"
-REQUIRED = ("format", "model", "config", "class_names", "epoch", "step")
+REQUIRED = ("format", "model", "config", "epoch", "step")
 
 # Keys that may change between the parts of a run without changing its result.
 FREE_KEYS = (
@@ -33,6 +34,7 @@ FREE_KEYS = (
     "checkpoint.",
     "on_nonfinite",
     "max_rewinds",
+    "max_skipped_steps",
     "timeout_minutes",
     "loader.prefetch",
     "data.root",
@@ -83,14 +85,37 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         UserError: no such file, not readable, truncated, changed, or not one of this project's.
     """
+    return parse_checkpoint(read_checkpoint(path), path, device)
+
+
+def read_checkpoint(path: Path) -> bytes:
+    """The file's content.
+
+    Raises:
+        UserError: no such file, or not readable.
+    """
     if not path.is_file():
         raise UserError(f"checkpoint={path} does not exist: check the path.")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"checkpoint={path} cannot be read: {error.strerror}.") from error
+
+
+def parse_checkpoint(
+    content: bytes, path: Path, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """A checkpoint from the content of its file; ``path`` is for messages.
+
+    Raises:
+        UserError: truncated, changed, or not one of this project's.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.load compares no checksums
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except (
         pickle.UnpicklingError,
         RuntimeError,
@@ -103,8 +128,6 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             f"checkpoint={path} cannot be read: it is damaged or not a checkpoint ({reason[:120]})."
             "\nUse another checkpoint of the run, or start the run again under another name."
         ) from error
-    except OSError as error:
-        raise UserError(f"checkpoint={path} cannot be read: {error.strerror}.") from error
     missing = [key for key in REQUIRED if not isinstance(state, dict) or key not in state]
     if missing or state["format"] != FORMAT:
         raise UserError(

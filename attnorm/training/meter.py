@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from attnorm import distributed
 from attnorm.training.clock import StepClock
+from attnorm.training.task import StepOutput
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer")
 
@@ -21,7 +23,7 @@ class Interval:
     """Averages over the images of all processes since the last reading."""
 
     loss: float
-    top1_error: float
+    means: dict[str, float]  # of what the task sums
     seconds: float
     images_per_second: float
     # Of the seconds, by what they went into: data, forward, backward, communication, optimizer.
@@ -33,13 +35,15 @@ class Interval:
 
 
 class TrainMeter:
-    """Sums of loss, correct answers and images, kept on the device until they are read.
+    """Sums of the loss, of what the task names and of images, on the device until they are read.
 
     Reading them waits for the device once; every process must read at the same steps.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        self._names = tuple(names)
+        # The loss, then the task's sums, then the images.
+        self._sums = torch.zeros(len(self._names) + 2, dtype=torch.float64, device=device)
         self._never = torch.iinfo(torch.int64).max
         # Overflows: all of them, and how many came last without a good step in between.
         self._overflows = torch.zeros(2, dtype=torch.float64, device=device)
@@ -52,14 +56,12 @@ class TrainMeter:
         self._started = time.perf_counter()
         self.clock.restart()
 
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor, step: int) -> None:
-        """Count one micro-batch: mean loss [], logits (N, classes), labels (N,)."""
-        loss = loss.detach()
-        correct = (logits.detach().argmax(1) == labels).sum()
-        images = labels.numel()
-        self._sums += torch.stack(
-            (loss.double() * images, correct.double(), loss.new_tensor(images))
-        )
+    def update(self, output: StepOutput, step: int) -> None:
+        """Count one micro-batch."""
+        loss = output.loss.detach()
+        named = [output.sums[name].double() for name in self._names]
+        self._sums[:-1] += torch.stack((loss.double() * output.count, *named))
+        self._sums[-1] += output.count
         bad = torch.where(loss.isfinite(), self._never, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
 
@@ -70,11 +72,11 @@ class TrainMeter:
         self._overflows[1] = (self._overflows[1] + 1) * overflow
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What this process has summed since the last reading."""
+        """What this process has summed since the last reading, on the CPU."""
         return {
-            "sums": self._sums,
-            "first_bad": self._first_bad,
-            "overflows": self._overflows,
+            "sums": self._sums.cpu(),
+            "first_bad": self._first_bad.cpu(),
+            "overflows": self._overflows.cpu(),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -85,7 +87,7 @@ class TrainMeter:
     def read(self) -> Interval:
         """Averages since the last reading, over all processes."""
         sums = distributed.all_reduce_sum(self._sums)
-        loss, correct, images = sums.tolist()
+        loss, *named, images = sums.tolist()
         seconds = time.perf_counter() - self._started
         shares = {phase: value / seconds for phase, value in self.clock.read().items()}
         everywhere = distributed.gather_objects((int(self._first_bad), shares))
@@ -93,7 +95,7 @@ class TrainMeter:
         skipped, in_a_row = self._overflows.tolist()  # gradients are reduced: equal everywhere
         interval = Interval(
             loss=loss / images,
-            top1_error=100.0 * (1.0 - correct / images),
+            means={name: s / images for name, s in zip(self._names, named, strict=True)},
             seconds=seconds,
             images_per_second=images / seconds,
             shares={

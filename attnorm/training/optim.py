@@ -1,27 +1,18 @@
-"""The paper's optimizer and learning rate (§4.1): SGD, linear scaling, cosine by iteration."""
+"""Which parameters decay, what updates them, and how the rate scales with the batch (§4.1)."""
 
 from __future__ import annotations
 
 import importlib
-import math
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from attnorm.config import Config, OptimConfig, ScheduleConfig
+from attnorm.config import Config, OptimConfig, SGDConfig, locate
 from attnorm.errors import UserError
-from attnorm.norms import Normalization
-
-REFERENCE_BATCH = 512  # the paper's 4 GPUs × 128 images, for which optim.lr is given
-
-NORMALIZERS = (
-    Normalization,
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-)
+from attnorm.norms import is_normalizer
 
 
 def parameter_groups(
@@ -36,7 +27,7 @@ def parameter_groups(
     groups: dict[str, list[nn.Parameter]] = {"weights": [], "norm": []}
     seen: set[int] = set()
     for module in model.modules():
-        group = groups["norm" if isinstance(module, NORMALIZERS) else "weights"]
+        group = groups["norm" if is_normalizer(module) else "weights"]
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -50,21 +41,40 @@ def parameter_groups(
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD over :func:`parameter_groups`; one kernel for all parameters, or apex's FusedSGD.
+    """What ``optim.factory`` makes of :func:`parameter_groups`.
+
+    Raises:
+        UserError: it cannot be imported, or does not take the options.
+    """
+    factory = locate(config.factory, "optim.factory")
+    groups = parameter_groups(model, config.weight_decay, config.norm_weight_decay)
+    options = config.factory_options()
+    try:
+        optimizer: torch.optim.Optimizer = factory(groups, lr=config.lr, **options)
+    except TypeError as error:
+        raise UserError(
+            f"optim.options={options} does not fit {config.factory}: {error}."
+        ) from error
+    return optimizer
+
+
+def sgd(
+    groups: Iterable[dict[str, Any]],
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    implementation: str,
+) -> torch.optim.Optimizer:
+    """SGD with one kernel for all parameters, or apex's FusedSGD.
 
     Raises:
         UserError: apex is asked for and cannot be had.
     """
-    groups = parameter_groups(model, config.weight_decay, config.norm_weight_decay)
-    settings: dict[str, Any] = {
-        "lr": config.lr,
-        "momentum": config.momentum,
-        "nesterov": config.nesterov,
-    }
-    if config.implementation == "apex":
+    settings: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
+    if implementation == "apex":
         return _apex_optimizers().FusedSGD(groups, **settings)  # type: ignore[no-any-return]
     optimizer = torch.optim.SGD(groups, **settings, fused=True)
-    if config.momentum > 0:
+    if momentum > 0:
         # Fused SGD would begin with uninitialized memory, and keep it where the loss scaler skips
         # the first step (torch 2.11 to 2.15). With zeros the first step is the same: 0 + gradient.
         for group in optimizer.param_groups:
@@ -73,13 +83,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return optimizer
 
 
-def check_implementation(config: OptimConfig, device: torch.device) -> None:
-    """Refuse ``optim.implementation`` before a run exists.
+def check_optimizer(config: OptimConfig, device: torch.device) -> None:
+    """Refuse what cannot be had before a run exists.
 
     Raises:
-        UserError: apex is asked for and is not installed, or there is no GPU for it.
+        UserError: the factory cannot be imported; apex is asked for and is not installed, or there
+            is no GPU for it.
     """
-    if config.implementation == "apex":
+    locate(config.factory, "optim.factory")
+    if isinstance(config, SGDConfig) and config.implementation == "apex":
         if device.type != "cuda":
             raise UserError(
                 "optim.implementation=apex needs a GPU: use optim.implementation=torch."
@@ -98,23 +110,8 @@ def _apex_optimizers() -> ModuleType:
 
 
 def base_learning_rate(config: OptimConfig, global_batch: int) -> float:
-    """``optim.lr`` scaled linearly from 512 images to the global batch."""
-    return config.lr * global_batch / REFERENCE_BATCH
-
-
-def learning_rate(
-    config: ScheduleConfig, base: float, step: int, total_steps: int, steps_per_epoch: int
-) -> float:
-    """The learning rate of iteration ``step`` (counted from 0).
-
-    Linear warmup reaches ``base`` at its end; the cosine then falls from ``base`` to ``final_lr``,
-    which it would reach at ``total_steps``.
-    """
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    if step < warmup_steps:
-        return base * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return config.final_lr + (base - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    """``optim.lr`` scaled linearly from ``optim.reference_batch`` images to the global batch."""
+    return config.lr * global_batch / config.reference_batch
 
 
 def steps_per_epoch(batches: int, config: Config) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from attnorm import distributed
 from attnorm.distributed import Process
 from attnorm.training import checkpoint
 from attnorm.training.ema import WeightAverage
-from attnorm.training.evaluator import Score
 from attnorm.training.meter import TrainMeter
+from attnorm.training.task import Score, Task
 
 
 class TrainState:
@@ -32,6 +31,7 @@ class TrainState:
 
     def __init__(
         self,
+        task: Task,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
@@ -40,8 +40,8 @@ class TrainState:
         steps_per_epoch: int,
     ) -> None:
         self.model, self.optimizer, self.scaler, self.average = model, optimizer, scaler, average
-        self.process, self.steps_per_epoch = process, steps_per_epoch
-        self.meter = TrainMeter(process.device)
+        self.task, self.process, self.steps_per_epoch = task, process, steps_per_epoch
+        self.meter = TrainMeter(task.sums, process.device)
         self.epoch = 0
         self.step_in_epoch = 0
         self.scores: list[Score] = []
@@ -57,13 +57,17 @@ class TrainState:
 
     @property
     def best(self) -> Score | None:
-        """The evaluation with the lowest top-1 error, the earliest of equals."""
-        return min(self.scores, key=lambda score: (score.top1_error, score.step), default=None)
+        """The evaluation with the best headline, the earliest of equals."""
+        return min(self.scores, key=lambda score: score.rank(self.task), default=None)
 
     @property
     def last(self) -> Score | None:
         """The newest evaluation."""
         return self.scores[-1] if self.scores else None
+
+    def finish_epoch(self) -> None:
+        """Count the epoch that has just ended."""
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
     @property
     def wall_seconds(self) -> float:
@@ -83,7 +87,7 @@ class TrainState:
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "step": self.step,
-            "scores": [asdict(score) for score in self.scores],
+            "scores": [score.flat() for score in self.scores],
             "processes": distributed.gather_objects(own),
             "restarts": self.restarts,
             "rewinds": self.rewinds,
@@ -102,10 +106,10 @@ class TrainState:
         if self.average is not None:
             self.average.load_state_dict(state["ema"])
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
-        self.scores = [Score(**score) for score in state["scores"]]
+        self.scores = [Score.from_flat(score) for score in state["scores"]]
         self.restarts, self.rewinds = state["restarts"], state["rewinds"]
         self._seconds_before, self._started = state["wall_seconds"], time.monotonic()
-        self.meter = TrainMeter(self.process.device)
+        self.meter = TrainMeter(self.task.sums, self.process.device)
         if self.process.rank < len(state["processes"]):
             own = state["processes"][self.process.rank]
             self.meter.load_state_dict(own["meter"])

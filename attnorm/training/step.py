@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from attnorm.config import Config
 from attnorm.training.precision import Precision
 from attnorm.training.state import TrainState
+from attnorm.training.task import Task
 
 # The modes of torch.compile that record CUDA graphs and replay them.
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
@@ -25,10 +26,9 @@ class TrainingStep:
     (what is left of the gradients' exchange when the last one is computed), optimizer.
     """
 
-    def __init__(self, config: Config, state: TrainState, precision: Precision) -> None:
-        self.state, self.precision = state, precision
+    def __init__(self, config: Config, task: Task, state: TrainState, precision: Precision) -> None:
+        self.task, self.state, self.precision = task, state, precision
         self.accumulation = config.grad_accumulation
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.train.label_smoothing)
         self._replays_graphs = config.compile and config.compile_mode in GRAPH_MODES
         if config.compile:
             state.model.compile(mode=config.compile_mode)
@@ -52,26 +52,23 @@ class TrainingStep:
             broadcast_buffers=False,  # see distributed.broadcast_buffers
         )
 
-    def __call__(
-        self, batches: Iterator[tuple[Tensor, Tensor]], measure_gradient: bool
-    ) -> Tensor | None:
+    def __call__(self, batches: Iterator[Any], measure_gradient: bool) -> Tensor | None:
         """One step from ``grad_accumulation`` micro-batches; the gradient's norm if wanted."""
         state, clock = self.state, self.state.meter.clock
         after_backward = "backward" if self.replica is state.model else "communication"
         clock.mark("other")
         for micro in range(self.accumulation):
-            images, labels = next(batches)
+            batch = next(batches)
             clock.mark("data")
             if self._replays_graphs:
                 torch.compiler.cudagraph_mark_step_begin()
             with self._no_sync() if micro + 1 < self.accumulation else nullcontext():
                 with self.precision.autocast():
-                    logits = self.replica(images)
-                    loss = self.criterion(logits, labels)
+                    output = self.task.loss(self.replica, batch, state.step)
                 clock.mark("forward")
-                state.scaler.scale(loss / self.accumulation).backward()
+                state.scaler.scale(output.loss / self.accumulation).backward()
                 clock.mark(after_backward)
-            state.meter.update(loss, logits, labels, state.step)
+            state.meter.update(output, state.step)
         grad_norm = self._gradient_norm() if measure_gradient else None
         self._update()
         clock.mark("optimizer")

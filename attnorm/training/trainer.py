@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,21 @@ from attnorm import config as schema
 from attnorm import distributed
 from attnorm.distributed import Process
 from attnorm.errors import UserError
-from attnorm.tracking import Tracker, write_json
-from attnorm.training import optim, provenance
-from attnorm.training.advice import cores_per_process, loader_advice
+from attnorm.files import write_json
+from attnorm.tracking import Tracker
+from attnorm.training import optim, provenance, records
+from attnorm.training.advice import loader_advice
+from attnorm.training.checkpoints import CheckpointManager
 from attnorm.training.ema import WeightAverage
-from attnorm.training.evaluator import BatchLoader, Score, evaluate, score_line
 from attnorm.training.interrupts import Interrupts, RunInterrupted
-from attnorm.training.keeper import CheckpointKeeper, load_newest
-from attnorm.training.meter import PHASES, Interval, peak_memory_mib
+from attnorm.training.meter import Interval, peak_memory_mib
 from attnorm.training.precision import resolve_precision
 from attnorm.training.profiling import StepProfiler
+from attnorm.training.recovery import Recovery
+from attnorm.training.schedule import learning_rate
 from attnorm.training.state import TrainState
 from attnorm.training.step import TrainingStep
+from attnorm.training.task import BatchLoader, Metrics, Score, Task
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +46,20 @@ class Trainer:
     def __init__(
         self,
         config: schema.Config,
+        task: Task,
         model: nn.Module,
         train_loader: BatchLoader,
         val_loader: BatchLoader,
-        class_names: Sequence[str],
         process: Process,
         run_dir: Path,
     ) -> None:
-        self.config, self.process, self.run_dir = config, process, run_dir
+        self.config, self.task, self.process, self.run_dir = config, task, process, run_dir
         self.train_loader, self.val_loader = train_loader, val_loader
-        self.class_names = list(class_names)
         self.precision = resolve_precision(config.precision, process.device)
         memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model = model.to(process.device).to(memory_format=memory_format)
         self.state = TrainState(
+            task,
             model,
             optim.build_optimizer(model, config.optim),
             self.precision.scaler(),
@@ -65,14 +67,15 @@ class Trainer:
             process,
             optim.steps_per_epoch(len(train_loader), config),
         )
-        self.train_step = TrainingStep(config, self.state, self.precision)
+        self.train_step = TrainingStep(config, task, self.state, self.precision)
         self.interrupts = Interrupts()
-        self.keeper = CheckpointKeeper(
+        self.checkpoints = CheckpointManager(
             run_dir,
             enabled=process.is_main,
             keep_last=config.checkpoint.keep_last,
             keep_best=config.checkpoint.keep_best,
         )
+        self.recovery = Recovery(config, self.state, self.checkpoints, run_dir)
         self.global_batch = config.batch_size * process.world_size * config.grad_accumulation
         self.total_steps = config.epochs * self.state.steps_per_epoch
         self.base_lr = optim.base_learning_rate(config.optim, self.global_batch)
@@ -96,7 +99,7 @@ class Trainer:
                 while self.state.epoch < self.config.epochs:
                     self.train_epoch(tracker)
                     self.evaluate_and_save(tracker)
-                self.keeper.finish()
+                self.checkpoints.finish()
         finally:
             self.profiler.close()
             tracker.close()
@@ -114,7 +117,7 @@ class Trainer:
         while state.step_in_epoch < total:
             done = state.step_in_epoch + 1
             is_logged = done % self.config.tracking.log_every == 0 or done == total
-            lr = optim.learning_rate(
+            lr = learning_rate(
                 self.config.schedule, self.base_lr, state.step, self.total_steps, total
             )
             optim.set_learning_rate(state.optimizer, lr)
@@ -128,31 +131,30 @@ class Trainer:
         if not self._advised:
             self._advise()
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[Any]:
         """The rest of the epoch that the state is in."""
         order = self.state.epoch + self.state.rewinds * EPOCHS_PER_REWIND
         first_batch = self.state.step_in_epoch * self.config.grad_accumulation
         return self.train_loader.epoch(order, first_batch)
 
     def evaluate_and_save(self, tracker: Tracker) -> None:
-        """The end of an epoch: errors on the validation set, then a checkpoint."""
-        state, device = self.state, self.process.device
-        distributed.broadcast_buffers(state.model)
-        evaluation = evaluate(state.model, self.val_loader, self.precision, device)
-        averaged = None
-        if state.average is not None:
-            distributed.broadcast_buffers(state.average.model)
-            averaged = evaluate(state.average.model, self.val_loader, self.precision, device)
+        """The end of an epoch: metrics on the validation set, then a checkpoint."""
+        state = self.state
+        evaluation = self._evaluate(state.model)
+        averaged = None if state.average is None else self._evaluate(state.average.model)
         step = state.step
-        state.epoch, state.step_in_epoch = state.epoch + 1, 0
-        state.scores.append(Score.of(state.epoch, step, evaluation, averaged))
-        values = {"epoch": state.epoch, **asdict(evaluation)}
-        if averaged is not None:
-            values |= {f"ema_{key}": value for key, value in asdict(averaged).items()}
-        tracker.record("eval", step, values)
+        state.finish_epoch()
+        metrics = records.with_average(evaluation, averaged)
+        state.scores.append(Score(state.epoch, step, metrics))
+        tracker.record("eval", step, {"epoch": state.epoch, **metrics})
         self.save()
         self.write_result()
-        logger.info("epoch %d/%d  %s", state.epoch, self.config.epochs, score_line(state.scores))
+        line = records.score_line(self.task, state.scores)
+        logger.info("epoch %d/%d  %s", state.epoch, self.config.epochs, line)
+
+    def _evaluate(self, model: nn.Module) -> Metrics:
+        distributed.broadcast_buffers(model)
+        return self.task.evaluate(model, self.val_loader, self.precision, self.process.device)
 
     # ------------------------------------------------------------------ between steps
 
@@ -161,16 +163,16 @@ class Trainer:
         request = STOP if self.interrupts.received else 0
         if self.process.is_main and self._checkpoint_is_due():
             request |= SAVE
-        if self.keeper.failed():
+        if self.checkpoints.failed():
             request |= WRITE_FAILED
         request = distributed.agree(request)
         if request & WRITE_FAILED:
-            self.keeper.finish()
+            self.checkpoints.finish()
             raise UserError("Rank 0 cannot write its checkpoint: see its message.")
         if request & (SAVE | STOP):
             self.save()
         if request & STOP:
-            self.keeper.finish()
+            self.checkpoints.finish()
             signal = self.interrupts.received or "another process"
             tracker.record("event", self.state.step, {"event": "interrupted", "signal": signal})
             raise RunInterrupted(signal)
@@ -195,18 +197,19 @@ class Trainer:
         content = {
             **self.state.state_dict(),
             "config": schema.to_container(self.config),
-            "class_names": self.class_names,
+            **self.task.stored(),
             "global_batch": self.global_batch,
             "versions": provenance.versions(),
         }
-        scores = [(score.top1_error, score.step) for score in self.state.scores]
-        self.keeper.save(content, self.state.step, scores)
+        scores = [score.rank(self.task) for score in self.state.scores]
+        self.checkpoints.save(content, self.state.step, scores)
 
     def resume(self, stored: dict[str, Any], path: Path) -> None:
-        """Go on from a checkpoint of the same run.
+        """Go on from a checkpoint of the same run, all processes from the same step. Collective.
 
         Raises:
             UserError: the checkpoint is of another model or another global batch.
+            RuntimeError: the processes are not at the same step, which would be a fault of ours.
         """
         if stored["global_batch"] != self.global_batch:
             raise UserError(
@@ -216,6 +219,9 @@ class Trainer:
             )
         self.state.load_state_dict(stored, path)
         self.state.restarts += 1
+        places = distributed.gather_objects((self.state.epoch, self.state.step_in_epoch))
+        if len(set(places)) > 1:
+            raise RuntimeError(f"the processes continue at different (epoch, step): {places}")
 
     # ------------------------------------------------------------------ watching
 
@@ -223,8 +229,9 @@ class Trainer:
         """Read the meter and record the interval; False where the run went back to a checkpoint."""
         state, config = self.state, self.config
         interval = state.meter.read()
-        if self._has_gone_wrong(interval):
-            self._recover(tracker, interval, lr)
+        if self.recovery.is_needed(interval):
+            self.recovery.go_back(tracker, interval, lr)
+            self.save()  # a process that takes over must not repeat the old order
             return False
         self._intervals.append(interval)
         remaining = (self.total_steps - state.step) * self.global_batch
@@ -234,12 +241,9 @@ class Trainer:
             "step_in_epoch": state.step_in_epoch,
             "steps_per_epoch": state.steps_per_epoch,
             "loss": interval.loss,
-            "top1_error": interval.top1_error,
+            **self.task.train_values(interval.means),
             "lr": lr,
-            "images_per_second": interval.images_per_second,
-            "data_wait": interval.shares["data"],
-            "slowest_data_wait": interval.slowest_data,
-            **{name: interval.shares[name] for name in PHASES[1:]},
+            **records.speeds(interval),
             "peak_memory_mib": peak_memory_mib(self.process.device),
             "grad_norm": None if grad_norm is None else float(grad_norm),
             "scaler_scale": state.scaler.get_scale() if state.scaler.is_enabled() else None,
@@ -247,60 +251,29 @@ class Trainer:
             "skipped_images": self.train_loader.skipped,
             "eta_seconds": remaining / interval.images_per_second,
         }
-        tracker.train(state.step, values)
+        tracker.train(
+            state.step,
+            values,
+            status=records.status(self.task, values),
+            line=records.train_line(self.task, values),
+        )
         return True
 
     def _advise(self) -> None:
         """Once in a launch: say so if the loader is what limits it."""
         self._advised = True
-        line = loader_advice(
-            self._intervals,
-            loader=self.train_loader.name,
-            workers=self.config.data.workers,
-            cores=cores_per_process(),
-        )
+        remedies = self.train_loader.remedies(distributed.cores_per_process())
+        line = loader_advice(self._intervals, remedies)
         if line is not None:
             logger.warning("%s", line)
-
-    def _has_gone_wrong(self, interval: Interval) -> bool:
-        if self.state.scaler.is_enabled():  # single overflows are the scaler's business
-            return interval.skipped_in_a_row >= self.config.max_skipped_steps
-        return interval.first_bad_step is not None
-
-    def _recover(self, tracker: Tracker, interval: Interval, lr: float) -> None:
-        """Go back to the last checkpoint with a new data order, or stop and say where it is."""
-        state, config = self.state, self.config
-        step = state.step if interval.first_bad_step is None else interval.first_bad_step
-        tracker.record("event", step, {"event": "nonfinite_loss", "lr": lr})
-        self.keeper.finish()
-        distributed.barrier()  # rank 0's newest checkpoint is on the disk
-        newest, _ = load_newest(self.run_dir)
-        if config.on_nonfinite == "rewind" and newest and state.rewinds < config.max_rewinds:
-            path, stored = newest
-            rewinds = state.rewinds + 1
-            state.load_state_dict(stored, path)
-            state.rewinds = rewinds
-            tracker.rewind(state.step, state.epoch)
-            tracker.record("event", state.step, {"event": "rewound", "from_step": step})
-            logger.warning("Loss not finite at step %d: back to step %d.", step, state.step)
-            self.save()  # a process that takes over must not repeat the old order
-            return
-        where = f"the last good checkpoint is {newest[0]}" if newest else "there is no checkpoint"
-        tried = f" after {state.rewinds} rewinds" if state.rewinds else ""
-        raise UserError(
-            f"The loss is not finite since step {step}{tried} (epoch {state.epoch + 1},"
-            f" optim.lr={config.optim.lr}, lr {lr:.4g}); {where}.\n"
-            "Lower optim.lr, add schedule.warmup_epochs, look for broken images, or let"
-            " on_nonfinite=rewind try again with another order of the data."
-        )
 
     def write_result(self) -> dict[str, Any]:
         """The run's outcome so far, for machines: ``result.json``, written by rank 0."""
         state = self.state
         result = {
             "status": "finished" if state.epoch == self.config.epochs else "running",
-            "best": asdict(state.best) if state.best else None,
-            "final": asdict(state.last) if state.last else None,
+            "best": state.best.flat() if state.best else None,
+            "final": state.last.flat() if state.last else None,
             "parameters": sum(p.numel() for p in state.model.parameters()),
             "epochs": state.epoch,
             "images_seen": state.step * self.global_batch,

@@ -15,6 +15,9 @@ from PIL import Image
 from attnorm.config import DataConfig, LoaderConfig
 from attnorm.data import build
 from attnorm.data.loader import Loader
+from attnorm.data.prepare.shards import write_shards
+from attnorm.data.shards import FORMATS
+from attnorm.distributed import Placement
 
 CPU = torch.device("cpu")
 
@@ -58,10 +61,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def packed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The photos in shards of 7 images, by format."""
+    roots = {format: tmp_path_factory.mktemp(format) for format in FORMATS}
+    for format, root in roots.items():
+        write_shards(photos, root, format, images_per_shard=7, workers=2)
+    return roots
+
+
 class Make(Protocol):
     """Builds a small loader: ``make("torch", training=False, skip_broken=True, ...)``."""
 
     def __call__(self, name: str, *, training: bool = ..., **options: Any) -> Loader: ...
+
+
+def _taken(options: dict[str, Any], schema: type[Any]) -> dict[str, Any]:
+    """The fields of ``schema`` that are among ``options``, which then lack them."""
+    return {spec.name: options.pop(spec.name) for spec in fields(schema) if spec.name in options}
 
 
 @pytest.fixture
@@ -70,17 +87,14 @@ def make(photos: Path) -> Iterator[Make]:
     built: list[Loader] = []
 
     def build_loader(name: str, *, training: bool = True, **options: Any) -> Loader:
-        own = {field.name for field in fields(DataConfig)}
-        settings = {key: options.pop(key) for key in own & set(options)}
         small = {"root": str(photos), "image_size": 48, "resize_size": 56, "workers": 2}
-        data = DataConfig(name="folder", **(small | settings))
-        arguments = {"batch_size": 8, "device": CPU} | options
+        data = DataConfig(name="folder", **(small | _taken(options, DataConfig)))
+        where = {"device": CPU, "batch_size": 8} | _taken(options, Placement)
+        arguments = (data, LoaderConfig(name=name), Placement(**where))
         if training:
-            loader = build.build_train_loader(
-                data, LoaderConfig(name=name), **({"seed": 0} | arguments)
-            )
+            loader = build.build_train_loader(*arguments, **({"seed": 0} | options))
         else:
-            loader = build.build_eval_loader(data, LoaderConfig(name=name), **arguments)
+            loader = build.build_eval_loader(*arguments, **options)
         built.append(loader)
         return loader
 

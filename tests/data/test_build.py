@@ -11,10 +11,12 @@ import torch
 from attnorm.config import DataConfig, LoaderConfig
 from attnorm.data import build
 from attnorm.data.folder import scan
+from attnorm.distributed import Placement
 from attnorm.errors import UserError
 from tests.data.conftest import CPU, fill
 
 TORCH = LoaderConfig(name="torch")
+IN_THREES = Placement(CPU, batch_size=3)
 
 
 def check(
@@ -29,7 +31,8 @@ def check(
     data = DataConfig(
         name="folder", root=None if root is None else str(root), num_classes=num_classes
     )
-    build.check(data, loader, batch_size=batch_size, world_size=world_size, training=training)
+    placement = Placement(CPU, batch_size, world_size=world_size)
+    build.check(data, loader, placement, training=training)
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_an_evaluation_needs_no_training_images(root: Path) -> None:
     shutil.rmtree(root / "train")
     check(root, training=False, num_classes=2, batch_size=100)
     data = DataConfig(name="folder", root=str(root))
-    loader = build.build_eval_loader(data, TORCH, batch_size=3, device=CPU)
+    loader = build.build_eval_loader(data, TORCH, IN_THREES)
     assert loader.num_images == 4
     loader.close()
 
@@ -122,14 +125,14 @@ def test_dali_that_is_not_installed_is_refused_or_passed_over(
     with pytest.raises(UserError, match=r"DALI is not installed: install attnorm\[cuda13\]"):
         check(root, loader=LoaderConfig(name="dali"))
     data = DataConfig(name="folder", root=str(root), workers=0)
-    loader = build.build_eval_loader(data, LoaderConfig(name="auto"), batch_size=3, device=CPU)
+    loader = build.build_eval_loader(data, LoaderConfig(name="auto"), IN_THREES)
     assert loader.name == "torch"
     assert "not installed" in loader.reason
 
 
 def test_auto_says_what_it_chose_and_why(root: Path) -> None:
     data = DataConfig(name="folder", root=str(root), workers=1)
-    loader = build.build_eval_loader(data, LoaderConfig(name="auto"), batch_size=3, device=CPU)
+    loader = build.build_eval_loader(data, LoaderConfig(name="auto"), IN_THREES)
     assert (loader.name, loader.reason.count("\n")) == ("dali", 0)
     assert loader.reason
     loader.close()
@@ -151,7 +154,7 @@ def test_images_may_lie_deeper_and_names_may_hold_any_byte(root: Path) -> None:
     assert str(odd) in {scan(root / "train").path(index) for index in range(7)}
     for name in ("torch", "dali"):
         loader = build.build_train_loader(
-            data, LoaderConfig(name=name), batch_size=7, seed=0, device=CPU
+            data, LoaderConfig(name=name), Placement(CPU, batch_size=7), seed=0
         )
         _, labels = next(loader.epoch(0))
         assert sorted(labels.tolist()) == [0, 0, 0, 0, 1, 1, 1]
@@ -160,16 +163,9 @@ def test_images_may_lie_deeper_and_names_may_hold_any_byte(root: Path) -> None:
 
 def test_synthetic_batches_cost_nothing_and_need_no_data() -> None:
     data = DataConfig(name="imagenet", num_classes=7, image_size=16, resize_size=16)
-    loader = build.build_train_loader(
-        data,
-        LoaderConfig(name="synthetic", images=100),
-        batch_size=8,
-        seed=0,
-        device=CPU,
-        dtype=torch.float16,
-        world_size=3,
-        rank=1,
-    )
+    placement = Placement(CPU, batch_size=8, dtype=torch.float16, rank=1, world_size=3)
+    synthetic = LoaderConfig(name="synthetic", images=100)
+    loader = build.build_train_loader(data, synthetic, placement, seed=0)
     batches = list(loader.epoch(0))
     assert len(batches) == len(loader) == 100 // 24
     images, labels = batches[0]
@@ -179,6 +175,6 @@ def test_synthetic_batches_cost_nothing_and_need_no_data() -> None:
     assert all(later.data_ptr() == images.data_ptr() for later, _ in batches)
 
     evaluation = build.build_eval_loader(
-        data, LoaderConfig(name="synthetic", images=10), batch_size=8, device=CPU
+        data, LoaderConfig(name="synthetic", images=10), Placement(CPU, batch_size=8)
     )
     assert [len(labels) for _, labels in evaluation.epoch(0)] == [8, 2]

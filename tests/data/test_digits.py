@@ -18,8 +18,10 @@ from attnorm.config import DataConfig, LoaderConfig
 from attnorm.data import build
 from attnorm.data.digits import digits_root
 from attnorm.data.folder import scan
-from attnorm.data.forking import nothing_to_collect
+from attnorm.data.workers import nothing_to_collect
+from attnorm.distributed import Placement
 from attnorm.errors import UserError
+from tests.data.conftest import CPU
 
 
 def build_in_another_process(cache: Path) -> BaseProcess:
@@ -93,7 +95,7 @@ def test_an_interrupted_build_is_not_taken_for_a_finished_one(tmp_path: Path) ->
 
 def test_the_folder_can_be_chosen_and_must_be_free(tmp_path: Path) -> None:
     chosen = DataConfig(name="digits", source="digits", root=str(tmp_path / "mine"), num_classes=10)
-    build.check(chosen, LoaderConfig(name="torch"), batch_size=8, world_size=1)
+    build.check(chosen, LoaderConfig(name="torch"), Placement(CPU, batch_size=8))
     assert len(contents(tmp_path / "mine")) == 1797
 
     (tmp_path / "taken").mkdir()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnorm.data.normalize import Normalization
+from attnorm.data.normalize import PixelNormalization
 from tests.data.conftest import CPU
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _normalization(dtype: torch.dtype = torch.float32, channels_last: bool = True) -> Normalization:
-    return Normalization(MEAN, STD, 6, device=CPU, dtype=dtype, channels_last=channels_last)
+def _normalization(
+    dtype: torch.dtype = torch.float32, channels_last: bool = True
+) -> PixelNormalization:
+    return PixelNormalization(MEAN, STD, 6, device=CPU, dtype=dtype, channels_last=channels_last)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -31,18 +33,17 @@ def test_every_channel_has_its_own_mean_and_deviation(
     )
 
 
-def test_memory_is_used_again_only_when_nobody_holds_the_batch() -> None:
+def test_a_batch_that_is_held_is_not_written_over_by_later_ones() -> None:
     normalize = _normalization()
     pixels = torch.randint(0, 256, (4, 6, 6, 3), dtype=torch.uint8)
     first = normalize(pixels)
     kept, place = first.clone(), first.data_ptr()
-    second = normalize(255 - pixels)
-    assert second.data_ptr() != place
+    assert normalize(255 - pixels).data_ptr() != place
     assert torch.equal(first, kept)
     view = first[2:, :, 1]
     del first
     assert normalize(255 - pixels).data_ptr() != place, "a part of it is still held"
     assert torch.equal(view, kept[2:, :, 1])
     del view
-    assert normalize(pixels).data_ptr() == place
+    assert place in {normalize(pixels).data_ptr() for _ in range(3)}
     assert normalize(pixels[:2]).shape == (2, 3, 6, 6), "a batch of another size finds room too"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attnorm.errors import UserError
 from attnorm.training import checkpoint
-from attnorm.training.keeper import load_newest
+from attnorm.training.checkpoints import load_newest
 from tests.faults.conftest import Launch, lines, wait_for
 from tests.training.memory import (
     CLASSES,

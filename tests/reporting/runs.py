@@ -1,4 +1,4 @@
-"""Run folders as train.py leaves them, written by hand: known numbers to report on."""
+"""Run folders as training leaves them, written by hand: known numbers to report on."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ def _result(top1: Sequence[float], seed: int, epochs: int, hours: float) -> dict
             "top1_error": top1[index],
             "top5_error": top1[index] / 5,
             "loss": top1[index] / 10,
+            "images": 360,
         }
 
     return {

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from attnorm import AttentiveNorm2d
+from attnorm.classification import Classification
 from attnorm.config import Config
 from attnorm.distributed import Process
-from attnorm.tracking import Tracker
+from attnorm.tracking import Tracker, open_tracker
 from attnorm.training.trainer import Trainer
 from tests.conftest import compose_config
 
@@ -24,7 +25,7 @@ CLASSES = 5
 class MemoryLoader:
     """Batches of fixed images; an epoch is a permutation that depends on its number."""
 
-    name, skipped = "memory", 0
+    name, reason, skipped = "memory", "for tests", 0
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool) -> None:
         self.images, self.labels = images, labels
@@ -45,6 +46,12 @@ class MemoryLoader:
             order = torch.arange(len(self.images))
         for batch in order.split(self.batch_size)[start_batch : len(self)]:
             yield self.images[batch], self.labels[batch]
+
+    def close(self) -> None:
+        """There is nothing to stop."""
+
+    def remedies(self, cores: int) -> list[str]:
+        return []
 
 
 def stripes(count: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -95,11 +102,12 @@ def make_trainer(
     val = MemoryLoader(*stripes(25, CLASSES, seed=1), 10, shuffle=False)
     names = [f"class {index}" for index in range(CLASSES)]
     model = model or small_network(CLASSES)
-    return Trainer(config, model, train, val, names, Process(0, 0, 1, CPU), folder)
+    task = Classification(names, config.train.label_smoothing)
+    return Trainer(config, task, model, train, val, Process(0, 0, 1, CPU), folder)
 
 
 def make_tracker(folder: Path) -> Tracker:
-    return Tracker(folder, enabled=True, tensorboard=False)
+    return open_tracker(folder, enabled=True, tensorboard=False)
 
 
 def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:

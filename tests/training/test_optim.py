@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from attnorm import AttentiveNorm2d, create_model
-from attnorm.config import OptimConfig, ScheduleConfig
+from attnorm.config import OptimConfig, ScheduleConfig, SGDConfig
 from attnorm.training import optim
+from attnorm.training.schedule import learning_rate
 
 
 def test_the_cosine_falls_from_the_base_rate_to_zero_by_iteration() -> None:
-    curve = [optim.learning_rate(ScheduleConfig(), 0.2, step, 100, 10) for step in range(101)]
+    curve = [learning_rate(ScheduleConfig(), 0.2, step, 100, 10) for step in range(101)]
     assert curve[0] == 0.2
     assert curve[50] == pytest.approx(0.1)
     assert curve[25] == pytest.approx(0.1 * (1 + math.cos(math.pi / 4)))
@@ -25,7 +26,7 @@ def test_the_cosine_falls_from_the_base_rate_to_zero_by_iteration() -> None:
 
 def test_warmup_is_linear_and_ends_at_the_base_rate() -> None:
     schedule = ScheduleConfig(warmup_epochs=2)
-    curve = [optim.learning_rate(schedule, 0.2, step, 100, 10) for step in range(100)]
+    curve = [learning_rate(schedule, 0.2, step, 100, 10) for step in range(100)]
     assert curve[:20] == pytest.approx([0.2 * (step + 1) / 20 for step in range(20)])
     assert curve[20] == 0.2
     assert curve[60] == pytest.approx(0.1)
@@ -34,6 +35,8 @@ def test_warmup_is_linear_and_ends_at_the_base_rate() -> None:
 def test_the_learning_rate_scales_linearly_with_the_global_batch() -> None:
     assert optim.base_learning_rate(OptimConfig(lr=0.2), 512) == 0.2
     assert optim.base_learning_rate(OptimConfig(lr=0.2), 64) == pytest.approx(0.025)
+    detection = OptimConfig(lr=0.02, reference_batch=16)
+    assert optim.base_learning_rate(detection, 8) == pytest.approx(0.01)
 
 
 class _Small(nn.Module):
@@ -85,7 +88,7 @@ def test_every_parameter_of_a_network_is_in_exactly_one_group(norm: str) -> None
 
 def test_norm_weight_decay_off_leaves_scales_where_they_are() -> None:
     model = _Small()
-    optimizer = optim.build_optimizer(model, OptimConfig(weight_decay=0.5, norm_weight_decay=False))
+    optimizer = optim.build_optimizer(model, SGDConfig(weight_decay=0.5, norm_weight_decay=False))
     optim.set_learning_rate(optimizer, 0.1)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
@@ -103,7 +106,7 @@ def test_norm_weight_decay_off_leaves_scales_where_they_are() -> None:
 def test_momentum_begins_at_zero_though_the_first_steps_overflow() -> None:
     """Under fp16's loss scaling the first steps usually do."""
     layer = nn.Linear(64, 64)
-    optimizer = optim.build_optimizer(layer, OptimConfig(lr=0.1, weight_decay=0.0))
+    optimizer = optim.build_optimizer(layer, SGDConfig(lr=0.1, weight_decay=0.0))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     scaler.scale(layer(torch.full((8, 64), 100.0)).square().sum()).backward()
     scaler.step(optimizer)

@@ -92,7 +92,7 @@ def test_stop_and_continue_equals_uninterrupted(tmp_path: Path) -> None:
     for _ in range(2):
         first.train_epoch(tracker)
         first.evaluate_and_save(tracker)
-    first.keeper.finish()
+    first.checkpoints.finish()
     second = make_trainer(tmp_path / "parts", config)
     path = tmp_path / "parts" / "last.pt"
     second.resume(checkpoint.load_checkpoint(path), path)
@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(tmp_path:
     tracker = make_tracker(tmp_path)
     trainer.train_epoch(tracker)
     trainer.evaluate_and_save(tracker)
-    trainer.keeper.finish()
+    trainer.checkpoints.finish()
     trainer.train_loader.images[7] = float("inf")  # type: ignore[attr-defined]
     with pytest.raises(
         UserError, match=r"not finite since step \d+ .*last good .*last\.pt"

@@ -1,0 +1,65 @@
+"""The command ``attnorm``, or ``python -m attnorm``: what train.py, eval.py and scripts/ call."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# By name: the module of attnorm.commands, the extra that it needs, and what it is for.
+COMMANDS = {
+    "train": ("train", "train", "train a model, or go on with a run"),
+    "eval": ("evaluate", "train", "evaluate a checkpoint"),
+    "predict": ("predict", "train,report", "classify images with a checkpoint"),
+    "table1": ("table1", "train,report", "the paper's Table 1 beside your runs"),
+    "run-table1": ("run_table1", "train,report", "train every row of Table 1, and report"),
+    "responses": ("responses", "train,report", "the paper's Figure 2 for one or two checkpoints"),
+    "prepare-imagenet": ("prepare_imagenet", "train", "ImageNet from the official archives"),
+    "make-shards": ("make_shards", "train", "pack an image folder into shards"),
+    "convert-checkpoint": ("convert_checkpoint", "train", "the authors' checkpoints, into ours"),
+    "export-safetensors": ("export_safetensors", "train", "a run's best weights, for others"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: that of the command, or 2 if there is no such command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        from attnorm import __version__
+
+        sys.stdout.write(f"{__version__}\n")
+        return 0
+    if name not in COMMANDS:
+        sys.stderr.write(f"error: {name!r} is not a command: use {', '.join(COMMANDS)}.\n")
+        return 2
+    module, extra, _ = COMMANDS[name]
+    try:
+        command = importlib.import_module(f"attnorm.commands.{module}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "attnorm":
+            raise
+        sys.stderr.write(
+            f"error: attnorm {name} needs {error.name}, which is not installed:"
+            f" pip install 'attnorm[{extra}]'.\n"
+        )
+        return 2
+    status: int = command.main(rest)
+    return status
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{about}" for name, (_, _, about) in COMMANDS.items()]
+    return (
+        "attnorm COMMAND [arguments]     train and compare normalizers\n\n"
+        + "\n".join(lines)
+        + "\n\nattnorm COMMAND --help says what each takes.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

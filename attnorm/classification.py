@@ -1,0 +1,143 @@
+"""Image classification: cross-entropy, and single-crop errors that are exact on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attnorm import distributed
+from attnorm.config import Config
+from attnorm.data import build as data
+from attnorm.data.loader import Loader
+from attnorm.distributed import Placement
+from attnorm.errors import UserError
+from attnorm.models.build import build_model
+from attnorm.training.precision import Precision
+from attnorm.training.task import BatchLoader, ConfigurableTask, Metric, Metrics, StepOutput
+
+
+class Classification(ConfigurableTask):
+    """One of ``class_names`` for each image; batches are (images, labels)."""
+
+    sums: ClassVar = ("correct",)
+    train_metrics: ClassVar = {"top1_error": Metric("top-1 error", "top-1", unit=" %")}
+    eval_metrics: ClassVar = {
+        "loss": Metric("loss", digits=4),
+        "top1_error": Metric("top-1 error", "top-1", unit=" %"),
+        "top5_error": Metric("top-5 error", "top-5", unit=" %"),
+    }
+    headline: ClassVar = "top1_error"
+
+    def __init__(self, class_names: Sequence[str], label_smoothing: float = 0.0) -> None:
+        self.class_names = list(class_names)
+        self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+
+    # ------------------------------------------------------------------ assembly
+
+    @classmethod
+    def check(cls, config: Config, placement: Placement) -> Config:
+        """See the base class; fills in the number of classes."""
+        data.check(config.data, config.loader, placement)
+        classes = data.num_classes(config.data, config.loader)
+        with torch.device("meta"):  # costs no memory, and names that do not fit show
+            build_model(config.arch, config.norm, classes, load_pretrained=False)
+        return replace(config, data=replace(config.data, num_classes=classes))
+
+    @classmethod
+    def num_train_images(cls, config: Config) -> int:
+        return data.num_images(config.data, config.loader, training=True)
+
+    @classmethod
+    def from_data(cls, config: Config) -> Self:
+        """For training: the classes are those of the data."""
+        names = data.class_names(config.data, config.loader)
+        return cls(names, config.train.label_smoothing)
+
+    @classmethod
+    def from_checkpoint(cls, config: Config, state: Mapping[str, Any], path: Path) -> Self:
+        """For a trained model: the classes are those that it was trained on.
+
+        Raises:
+            UserError: the checkpoint does not say which.
+        """
+        if "class_names" not in state:
+            raise UserError(
+                f"checkpoint={path} names no classes: its task was another one."
+            )
+        return cls(state["class_names"], config.train.label_smoothing)
+
+    def build_model(self, config: Config, load_pretrained: bool = True) -> nn.Module:
+        """(N, 3, H, W) to logits (N, classes)."""
+        return build_model(
+            config.arch, config.norm, len(self.class_names), load_pretrained=load_pretrained
+        )
+
+    def train_loader(self, config: Config, placement: Placement) -> Loader:
+        return data.build_train_loader(config.data, config.loader, placement, seed=config.seed)
+
+    def eval_loader(self, config: Config, placement: Placement) -> Loader:
+        """The whole validation set, labelled by the task's own classes.
+
+        Raises:
+            UserError: the data cannot be had, or has other classes.
+        """
+        data.check(config.data, config.loader, placement, training=False)
+        return data.build_eval_loader(
+            config.data, config.loader, placement, class_names=self.class_names
+        )
+
+    # ------------------------------------------------------------------ training and evaluation
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> StepOutput:
+        images, labels = batch
+        logits = model(images)
+        loss = self._criterion(logits, labels)
+        correct = (logits.detach().argmax(1) == labels).sum()
+        return StepOutput(loss, {"correct": correct}, labels.numel())
+
+    def train_values(self, means: Mapping[str, float]) -> Metrics:
+        return {"top1_error": 100.0 * (1.0 - means["correct"])}
+
+    @torch.inference_mode()
+    def evaluate(
+        self, model: nn.Module, loader: BatchLoader, precision: Precision, device: torch.device
+    ) -> Metrics:
+        """Errors in percent, mean cross-entropy, and the number of images that they are over.
+
+        ``top5_error`` is None with fewer than five classes, where it would say nothing.
+        """
+        was_training = model.training
+        model.eval()
+        # Loss, correct at 1, correct at 5: float64 counts exactly to 2**53.
+        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        images_seen = num_classes = 0
+        for images, labels in loader.epoch(0):
+            with precision.autocast():
+                logits = model(images)
+            logits = logits.float()
+            num_classes = logits.shape[1]
+            hits = logits.topk(min(5, num_classes)).indices == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            totals += torch.stack((loss.double(), hits[:, 0].sum(), hits.sum()))
+            images_seen += len(labels)
+        model.train(was_training)
+        # One sum over processes; the count travels with it, once.
+        sums = torch.cat((totals, totals.new_full((1,), images_seen)))
+        loss_sum, top1, top5, seen = distributed.all_reduce_sum(sums).tolist()
+        if int(seen) != loader.num_images:
+            raise RuntimeError(f"evaluated {int(seen)} images of a data set of {loader.num_images}")
+        return {
+            "loss": loss_sum / seen,
+            "top1_error": 100.0 * (1.0 - top1 / seen),
+            "top5_error": 100.0 * (1.0 - top5 / seen) if num_classes >= 5 else None,
+            "images": int(seen),
+        }
+
+    def stored(self) -> dict[str, Any]:
+        return {"class_names": self.class_names}

@@ -1,0 +1,1 @@
+"""One module a command: arguments, and one call. ``attnorm NAME`` and ``scripts/`` lead here."""

@@ -1,0 +1,73 @@
+"""Evaluate a checkpoint on the whole validation set; for classification: top-1 and top-5 errors.
+
+python eval.py checkpoint=runs/NAME/best.pt [key=value ...]       or attnorm eval, with the same
+torchrun --standalone --nproc-per-node=8 eval.py checkpoint=... [the same]
+
+checkpoint=PATH     a last.pt or best.pt; the model is built from the config inside it
+weights=NAME        model (default), or ema: their moving average, of a run with ema.decay
+output=PATH         where to write the result (default: eval.json beside the checkpoint)
+data=NAME data.KEY= another data set, or another place: data.root=/data/imagenet
+loader=NAME         auto, dali, torch or synthetic (default: auto)
+batch_size=N        images per process and step (default: as trained)
+precision=, device=, channels_last=   as in train.py (default: auto, auto, true)
+allow=PATH          a class that the checkpoint may name though it is not of attnorm, torch.nn
+                    or timm.layers, such as mypackage.MyNorm; [A,B] for several
+timeout_minutes=N   how long processes wait for one that does not answer (default: 10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+from rich.console import Console
+
+from attnorm import config as schema
+from attnorm import distributed
+from attnorm.config.arguments import show_help, wants_help
+from attnorm.errors import exit_on_user_error
+from attnorm.files import write_json
+from attnorm.run.evaluate import evaluate_checkpoint, show
+from attnorm.run.trained import KEYS
+
+
+@dataclass
+class EvalArguments:
+    """What ``eval.py`` takes beside keys of the config."""
+
+    checkpoint: str = MISSING
+    output: str | None = None
+    weights: str = "model"
+    device: str = "auto"
+    timeout_minutes: float = 10.0
+    # A path, or a list of them.
+    allow: Any = field(default_factory=list)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0, or 2 after a mistake."""
+    if wants_help(arguments):
+        return show_help(__doc__ or "")
+    keys = [key for key in KEYS if key != "device"]
+    with exit_on_user_error():
+        own, overrides, _ = schema.read_arguments(arguments, EvalArguments, keys, "eval.py")
+        path = Path(own.checkpoint)
+        evaluated = evaluate_checkpoint(
+            path,
+            overrides,
+            weights=own.weights,
+            allow=[own.allow] if isinstance(own.allow, str) else own.allow,
+            device=own.device,
+            timeout_minutes=own.timeout_minutes,
+        )
+        if distributed.rank() == 0:
+            output = Path(own.output) if own.output is not None else path.parent / "eval.json"
+            source = {"checkpoint": own.checkpoint, "weights": own.weights}
+            write_json(output, {**source, **evaluated.metrics})
+            console = Console()
+            show(evaluated, console)
+            console.print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
+    return 0

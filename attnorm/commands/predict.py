@@ -1,0 +1,56 @@
+"""Classify images with a trained model: the likeliest classes, and for AN what fired.
+
+attnorm predict checkpoint=runs/NAME/best.pt image.jpg [image.jpg ...] [key=value ...]
+
+checkpoint=PATH     a last.pt or best.pt; the model is built from the config inside it
+top=5               classes shown of each image
+allow=MODULE.CLASS  code outside of this project that the checkpoint may name
+device=, precision=, data.image_size=, data.resize_size=   as in training
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+from rich.console import Console
+
+from attnorm.config import read_arguments
+from attnorm.config.arguments import show_help, wants_help
+from attnorm.config.checks import require
+from attnorm.errors import UserError, exit_on_user_error
+from attnorm.reporting.predict import show_predictions
+from attnorm.run.trained import KEYS, load_trained
+
+
+@dataclass
+class PredictArguments:
+    """What the command takes beside keys of the config, and images."""
+
+    checkpoint: str = MISSING
+    top: int = 5
+    # A path, or a list of them.
+    allow: Any = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require(self.top >= 1, "top", self.top, "at least 1")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0, or 2 after a mistake."""
+    if wants_help(arguments):
+        return show_help(__doc__ or "")
+    with exit_on_user_error():
+        own, overrides, images = read_arguments(
+            arguments, PredictArguments, KEYS, "attnorm predict", positional=True
+        )
+        if not images:
+            raise UserError("No image is given: pass the path of one or more.")
+        allow = [own.allow] if isinstance(own.allow, str) else own.allow
+        trained = load_trained(Path(own.checkpoint), overrides, allow=allow)
+        console = Console(highlight=False)
+        show_predictions([Path(image) for image in images], trained, own.top, console)
+    return 0

@@ -1,0 +1,85 @@
+"""The groups ``optim`` and ``schedule``: how weights are updated, and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from attnorm.config.checks import is_finite, own_fields, require, require_choice
+
+
+@dataclass
+class OptimConfig:
+    """What every optimizer has; ``lr`` is for a global batch of ``reference_batch`` images."""
+
+    schema: str = "base_optim"
+    name: str = MISSING
+    # Import path of what makes it, called as factory(groups, lr=lr, **options).
+    factory: str = MISSING
+    lr: float = 0.2
+    # The paper's 4 GPUs × 128 images (§4.1); lr is scaled linearly from it to the global batch.
+    reference_batch: int = 512
+    weight_decay: float = 1e-4
+    # Weight decay on scale and offset parameters of normalizers too, as the authors do.
+    norm_weight_decay: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(is_finite(self.lr) and self.lr > 0, "optim.lr", self.lr, "positive")
+        require(
+            self.reference_batch >= 1, "optim.reference_batch", self.reference_batch, "at least 1"
+        )
+        require(
+            is_finite(self.weight_decay) and self.weight_decay >= 0,
+            "optim.weight_decay",
+            self.weight_decay,
+            "0 or more",
+        )
+
+    def factory_options(self) -> dict[str, Any]:
+        """Keyword arguments for the factory: the typed fields of a subclass, and ``options``."""
+        return {**own_fields(self, OptimConfig), **self.options}
+
+
+@dataclass
+class SGDConfig(OptimConfig):
+    """Stochastic gradient descent with momentum."""
+
+    schema: str = "sgd"
+    name: str = "sgd"
+    factory: str = "attnorm.training.optim.sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    # torch (one fused kernel), or apex: NVIDIA's FusedSGD, where apex is installed.
+    implementation: str = "torch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("optim.implementation", self.implementation, ("torch", "apex"))
+        require(0 <= self.momentum < 1, "optim.momentum", self.momentum, "in [0, 1)")
+        require(
+            not self.nesterov or self.momentum > 0,
+            "optim.nesterov",
+            self.nesterov,
+            "false when optim.momentum=0",
+        )
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate by iteration: linear warmup, then ``curve`` from the base rate on."""
+
+    schema: str = "base_schedule"
+    name: str = "cosine"
+    # Import path of a function (base, config, progress, epoch) -> learning rate.
+    curve: str = "attnorm.training.schedule.cosine"
+    warmup_epochs: float = 0.0
+    final_lr: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("warmup_epochs", "final_lr"):
+            value = getattr(self, key)
+            require(is_finite(value) and value >= 0, f"schedule.{key}", value, "0 or more")

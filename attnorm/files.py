@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all, and the folder for what can be made again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attnorm.errors import UserError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path`` to write to, renamed onto ``path`` at the end.
+
+    After an error the temporary name is gone and ``path`` as it was. Processes may write the same
+    ``path`` at the same time; the last one stays.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a killed process, whose number may come again
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small UTF-8 file whole or not at all.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    try:
+        write_text(path, json.dumps(values, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def cache_folder() -> Path:
+    """``ATTNORM_CACHE``, or ``attnorm`` in the user's cache folder; it need not exist yet."""
+    if own := os.environ.get("ATTNORM_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnorm"

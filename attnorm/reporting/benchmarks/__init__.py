@@ -1,1 +1,0 @@
-"""Ratio tables: layers, models, loaders, training loops."""

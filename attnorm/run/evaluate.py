@@ -1,0 +1,65 @@
+"""A checkpoint's metrics on a whole validation set, on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from attnorm import distributed
+from attnorm.run.trained import Trained, load_trained
+from attnorm.training.task import Metrics
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A checkpoint's model, and what its task measured."""
+
+    trained: Trained
+    metrics: Metrics
+
+
+def evaluate_checkpoint(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    weights: str = "model",
+    allow: Collection[str] = (),
+    device: str = "auto",
+    timeout_minutes: float = 10.0,
+) -> Evaluated:
+    """Evaluate the checkpoint at ``path`` with the processes of this launch.
+
+    Args:
+        overrides, weights, allow: as in :func:`attnorm.run.trained.load_trained`.
+        timeout_minutes: how long processes wait for one that does not answer.
+
+    Raises:
+        UserError: the checkpoint, the data or the device cannot be had.
+    """
+    process = distributed.current_process(device)
+    overrides = [*overrides, f"device={device}"]
+    with distributed.process_group(process, timeout_minutes):
+        trained = distributed.together(
+            lambda: load_trained(path, overrides, weights=weights, allow=allow)
+        )
+        with closing(distributed.together(trained.loader)) as loader:
+            metrics = trained.task.evaluate(
+                trained.model, loader, trained.precision, process.device
+            )
+    return Evaluated(trained, metrics)
+
+
+def show(evaluated: Evaluated, console: Console) -> None:
+    """The result as a table."""
+    named = evaluated.trained.task.eval_metrics
+    table = Table(title=str(evaluated.trained.path), title_justify="left")
+    for column in (*(metric.label for metric in named.values()), "images"):
+        table.add_column(column, justify="right")
+    values = [metric.text(evaluated.metrics[key]) for key, metric in named.items()]
+    table.add_row(*values, f"{evaluated.metrics['images']:,}")
+    console.print(table)

@@ -1,0 +1,187 @@
+"""A config becomes a run: assembled, continued from its newest checkpoint, trained to its end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from attnorm import config as schema
+from attnorm import distributed
+from attnorm.config import Config
+from attnorm.distributed import Process
+from attnorm.files import write_text
+from attnorm.models.sync_bn import synchronize
+from attnorm.run.prepare import (
+    check_folder,
+    check_same_everywhere,
+    check_same_run,
+    placement_of,
+    prepare,
+    task_class,
+)
+from attnorm.tracking import Tracker, open_tracker, setup_logging
+from attnorm.training import records
+from attnorm.training.checkpoints import load_newest
+from attnorm.training.histograms import HistogramRecorder
+from attnorm.training.trainer import Trainer
+
+logger = logging.getLogger("attnorm.train")
+
+# What TensorBoard's hparams tab compares runs by.
+HPARAMS = (
+    *("arch.name", "norm.name", "norm.num_components", "data.name", "data.image_size"),
+    *("epochs", "batch_size", "grad_accumulation", "optim.lr", "optim.weight_decay"),
+    *("schedule.warmup_epochs", "train.label_smoothing", "precision", "seed"),
+)
+
+
+def run(config: Config, run_dir: Path, console: Console | None = None) -> dict[str, Any]:
+    """Train the run of ``run_dir``, or go on with it; returns what its ``result.json`` holds.
+
+    Rank 0 reads the newest checkpoint, once in the whole launch, and all processes continue from
+    what it read, or refuse together.
+
+    Raises:
+        UserError: the run cannot be had; nothing has been created.
+        RunInterrupted: a signal asked to stop; the checkpoint is on the disk.
+    """
+    console = console or Console()
+    process = distributed.current_process(config.device)
+    with distributed.process_group(process, config.timeout_minutes), ExitStack() as loaders:
+        config = distributed.together(lambda: _checked(config, process, run_dir))
+        check_same_everywhere(config)
+        newest, damage = load_newest(run_dir)
+        if newest is not None:
+            check_same_run(config, newest[1]["config"], run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        setup_logging(run_dir, process.rank, console)
+        for message in damage:
+            logger.warning("%s", message)
+        trainer = build_trainer(config, process, run_dir, loaders)
+        if newest is not None:
+            take_up(trainer, *newest)
+        if trainer.state.epoch == config.epochs:
+            logger.info("%s is already finished.", run_dir)
+            result = finished_result(trainer)
+        else:
+            result = trainer.fit(start_tracking(trainer, console, continued=newest is not None))
+        if process.is_main:
+            summarize(trainer, console)
+        return result
+
+
+def _checked(config: Config, process: Process, run_dir: Path) -> Config:
+    config = prepare(config, process)
+    check_folder(config, run_dir)
+    return config
+
+
+def build_trainer(config: Config, process: Process, run_dir: Path, loaders: ExitStack) -> Trainer:
+    """Put the three wings together; ``loaders`` closes their workers and pipelines."""
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not config.deterministic
+    torch.manual_seed(config.seed)
+    task = task_class(config).from_data(config)
+    model = task.build_model(config)
+    if config.train.sync_bn and process.world_size > 1:
+        model = synchronize(model, process.device)
+    placement = placement_of(config, process)
+    train = task.train_loader(config, placement)
+    loaders.callback(train.close)
+    val = task.eval_loader(config, placement)
+    loaders.callback(val.close)
+    logger.info(
+        "%s with %s on %s, %s, %s; %s loader (%s); %d + %d images%s",
+        config.arch.name,
+        config.norm.name,
+        f"{process.world_size} × {process.device.type}",
+        config.precision,
+        f"compiled ({config.compile_mode})" if config.compile else "not compiled",
+        train.name,
+        train.reason,
+        train.num_images,
+        val.num_images,
+        f", {config.data.num_classes} classes" if config.data.num_classes else "",
+    )
+    return Trainer(config, task, model, train, val, process, run_dir)
+
+
+def take_up(trainer: Trainer, path: Path, stored: dict[str, Any]) -> None:
+    """Go on from a checkpoint of the run."""
+    trainer.resume(stored, path)
+    logger.info(
+        "Continuing from %s: epoch %d, step %d of %d.",
+        path,
+        trainer.state.epoch + 1,
+        trainer.state.step_in_epoch,
+        trainer.state.steps_per_epoch,
+    )
+
+
+def start_tracking(trainer: Trainer, console: Console, continued: bool) -> Tracker:
+    """The run's record, with its config; rank 0's alone writes."""
+    config, state = trainer.config, trainer.state
+    container = schema.to_container(config)
+    tracker = open_tracker(
+        trainer.run_dir,
+        enabled=trainer.process.is_main,
+        tags=records.tags(trainer.task),
+        console=console,
+        tensorboard=config.tracking.tensorboard,
+        service=config.tracking.service,
+        config=container,
+        hparams=HPARAMS,
+        start_step=state.step,
+        start_epoch=state.epoch,
+    )
+    if trainer.process.is_main:
+        text = yaml.safe_dump(container, sort_keys=False, allow_unicode=True)
+        write_text(trainer.run_dir / "config.yaml", text)
+        tracker.text("config", text)
+        every = config.tracking.histograms_every
+        if every is not None:
+            HistogramRecorder(state.model, tracker, every, step=lambda: state.step)
+    event = {"event": "continued" if continued else "started"}
+    tracker.record("event", state.step, {**event, "world_size": trainer.process.world_size})
+    return tracker
+
+
+def finished_result(trainer: Trainer) -> dict[str, Any]:
+    """What the run wrote when it finished, or the same from its checkpoint."""
+    path = trainer.run_dir / "result.json"
+    if not path.exists():
+        return trainer.write_result()
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
+
+
+def summarize(trainer: Trainer, console: Console) -> None:
+    """The final table, and the commands that come next."""
+    metrics = trainer.task.eval_metrics
+    table = Table(title=str(trainer.run_dir), title_justify="left")
+    for column in ("", "epoch", *(metric.label for metric in metrics.values())):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, score in (("best", trainer.state.best), ("final", trainer.state.last)):
+        if score is not None:
+            values = (metric.text(score.metrics[key]) for key, metric in metrics.items())
+            table.add_row(name, str(score.epoch), *values)
+    console.print(table)
+    evaluate = (
+        ["python", "eval.py"] if Path(sys.argv[0]).name == "train.py" else ["attnorm", "eval"]
+    )
+    for command in (
+        [*evaluate, f"checkpoint={trainer.run_dir}/best.pt"],
+        ["tensorboard", "--logdir", str(trainer.run_dir.parent)],
+    ):
+        console.print(shlex.join(command), highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,35 @@
+"""The learning rate of every iteration, as a pure function of its number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from attnorm.config import ScheduleConfig, locate
+
+# (base, config, progress, epoch) -> learning rate, progress being the share of the way from the end
+# of the warmup to the end of training, and epoch the epochs done, fractions included.
+Curve = Callable[[float, ScheduleConfig, float, float], float]
+
+
+def learning_rate(
+    config: ScheduleConfig, base: float, step: int, total_steps: int, steps_per_epoch: int
+) -> float:
+    """The learning rate of iteration ``step`` (counted from 0).
+
+    Linear warmup reaches ``base`` at its end; ``schedule.curve`` takes over there.
+
+    Raises:
+        UserError: ``schedule.curve`` cannot be imported.
+    """
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup_steps:
+        return base * (step + 1) / warmup_steps
+    curve: Curve = locate(config.curve, "schedule.curve")
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return curve(base, config, progress, step / steps_per_epoch)
+
+
+def cosine(base: float, config: ScheduleConfig, progress: float, epoch: float) -> float:
+    """Half a cosine from ``base`` to ``final_lr``, which it would reach at the end (§4.1)."""
+    return config.final_lr + (base - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,1 @@
+"""How fast it is, as tables: ``python -m benchmarks SUBJECT``."""

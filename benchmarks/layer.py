@@ -1,0 +1,162 @@
+"""``python -m benchmarks layer``: Attentive against Batch Normalization, layer by layer.
+
+One layer at a time, at the shapes of real networks, in training, on random activations: forward,
+forward and backward, and what is kept in between. Contestants take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnorm.models import create_model
+from attnorm.norms import AttentiveNorm2d
+from attnorm.training.precision import Precision
+from benchmarks.measure import PRECISIONS, default_device, take_turns
+
+ARCHITECTURES = ("resnet50", "resnet101", "densenet161", "mobilenetv2")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class Figure3(nn.BatchNorm2d):
+    """Attentive Normalization as the paper's Figure 3 writes it."""
+
+    def __init__(self, num_features: int, num_components: int) -> None:
+        super().__init__(num_features, affine=False)
+        self.gamma = nn.Parameter(torch.randn(num_components, num_features) * 0.1 + 1)
+        self.beta = nn.Parameter(torch.randn(num_components, num_features) * 0.1)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(num_features, num_components)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = super().forward(x)
+        pooled = self.avgpool(x).flatten(1).to(self.gamma.dtype)
+        mixture = torch.sigmoid(self.fc(pooled))
+        gamma = (mixture @ self.gamma)[:, :, None, None].expand(output.shape)
+        beta = (mixture @ self.beta)[:, :, None, None].expand(output.shape)
+        return (gamma * output + beta).to(x.dtype)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m benchmarks layer``."""
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--arch", nargs="+", default=["resnet50"], choices=ARCHITECTURES)
+    parser.add_argument("--batch-size", type=int, default=128 if gpu else 32)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--dtype", default="fp16" if gpu else "fp32", choices=PRECISIONS)
+    parser.add_argument("--layout", nargs="+", default=list(LAYOUTS), choices=LAYOUTS)
+    parser.add_argument("--repeats", type=int, default=15, help="blocks of each layer, in turns")
+    parser.add_argument(
+        "--compiled", action="store_true", help="also Figure 3 under torch.compile (slow to start)"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Tables of times and ratios, one row per shape and layout."""
+    rows = []
+    for arch in args.arch:
+        for channels, size, components, layers in attentive_shapes(arch, args.image_size):
+            for layout in args.layout:
+                shape = (args.batch_size, channels, size, size)
+                measured = _measure(shape, components, layout, args)
+                rows.append({"arch": arch, "shape": _name(shape), "layers": layers, **measured})
+    return {"each attentive layer of the architecture, times over nn.BatchNorm2d's": rows}
+
+
+def attentive_shapes(arch: str, image_size: int) -> list[tuple[int, int, int, int]]:
+    """Channels, height, K and number of layers of each distinct attentive site of a network."""
+    model = create_model(arch, norm="an", num_classes=10).eval()
+    shapes: list[tuple[int, int, int]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, AttentiveNorm2d)
+        _, channels, height, _ = inputs[0].shape
+        shapes.append((channels, height, module.num_components))
+
+    for module in model.modules():
+        if isinstance(module, AttentiveNorm2d):
+            module.register_forward_pre_hook(note)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, image_size, image_size))
+    return [(*shape, shapes.count(shape)) for shape in dict.fromkeys(shapes)]
+
+
+def _measure(
+    shape: tuple[int, int, int, int], components: int, layout: str, args: argparse.Namespace
+) -> dict[str, Any]:
+    device, channels = default_device(), shape[1]
+    modules: dict[str, nn.Module] = {
+        "BN": nn.BatchNorm2d(channels),
+        "AN": AttentiveNorm2d(channels, components),
+        "BN + ReLU": nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True)),
+        "AN with ReLU": AttentiveNorm2d(channels, components, activation="relu"),
+        "Figure 3": Figure3(channels, components),
+    }
+    if args.compiled:
+        compiled = Figure3(channels, components)
+        compiled.compile()
+        modules["Figure 3 compiled"] = compiled
+    x = torch.randn(shape, dtype=Precision(args.dtype, device.type).input_dtype, device=device)
+    x = x.to(memory_format=LAYOUTS[layout]).requires_grad_()
+    dy = torch.randn_like(x)
+    modules = {name: module.to(device) for name, module in modules.items()}
+    forward = take_turns({n: _forward(m, x) for n, m in modules.items()}, args.repeats)
+    both = take_turns({n: _forward_backward(m, x, dy) for n, m in modules.items()}, args.repeats)
+    row: dict[str, Any] = {
+        "layout": layout,
+        "BN forward, ms": forward.median("BN") * 1e3,
+        "BN both, ms": both.median("BN") * 1e3,
+        "AN forward": forward.ratio("AN", "BN"),
+        "AN both": both.ratio("AN", "BN"),
+        "Figure 3 both": both.ratio("Figure 3", "BN"),
+    }
+    if args.compiled:
+        row["Figure 3 compiled both"] = both.ratio("Figure 3 compiled", "BN")
+    row["AN ÷ Figure 3"] = both.ratio("AN", "Figure 3")
+    row["AN with ReLU ÷ BN + ReLU"] = both.ratio("AN with ReLU", "BN + ReLU")
+    row["AN kept"] = _kept(modules["AN"], x) / _kept(modules["BN"], x)
+    row["Figure 3 kept"] = _kept(modules["Figure 3"], x) / _kept(modules["BN"], x)
+    if device.type == "cuda":
+        row["AN peak"] = _peak(modules["AN"], x, dy) / _peak(modules["BN"], x, dy)
+    return row
+
+
+def _forward(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    return lambda: module(x)
+
+
+def _forward_backward(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], object]:
+    leaves = [x, *module.parameters()]
+    return lambda: torch.autograd.grad(module(x), leaves, dy)
+
+
+def _kept(module: nn.Module, x: Tensor) -> int:
+    """Bytes that forward keeps for backward, parameters aside."""
+    parameters = {parameter.data_ptr() for parameter in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in parameters:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(x)
+    return sum(kept.values())
+
+
+def _peak(module: nn.Module, x: Tensor, dy: Tensor) -> int:
+    """Bytes on the GPU, at most, above what the arguments take."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    torch.autograd.grad(module(x), [x, *module.parameters()], dy)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _name(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,123 @@
+"""python -m benchmarks: real shapes, real timings, real runs, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import SUBJECTS, main
+from benchmarks.layer import attentive_shapes
+from benchmarks.measure import markdown_table, take_turns
+from tests.conftest import ROOT, SMALL_RESNET, write_photos
+from tests.script import run_script
+
+
+def test_shapes_are_those_of_resnet50() -> None:
+    expected = [(64, 56, 10, 3), (128, 28, 10, 4), (256, 14, 20, 6), (512, 7, 20, 3)]
+    assert attentive_shapes("resnet50", 224) == expected
+
+
+def test_the_slower_of_two_is_seen_to_be_slower() -> None:
+    times = take_turns({"few": lambda: sum(range(2000)), "many": lambda: sum(range(40000))}, 5)
+    assert 5 < times.ratio("many", to="few") < 80
+    assert times.median("many") > times.median("few")
+
+
+def test_tables_align_numbers_and_keep_three_digits() -> None:
+    table = markdown_table([{"name": "a", "value": 0.12345}, {"name": "b", "value": 1234.5}])
+    assert table.splitlines() == ["| name | value |", "|---|--:|", "| a | 0.123 |", "| b | 1234 |"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "table", "figure"),
+    [
+        (["layer", "--image-size", "32", "--layout", "channels_last"], "each attentive", "AN both"),
+        (
+            ["model", "--arch", "mobilenetv2", "--norm", "bn", "an", "--image-size", "32"],
+            "training",
+            "speed ÷ bn",
+        ),
+    ],
+    ids=["layer", "model"],
+)
+def test_results_are_printed_and_written(
+    arguments: list[str],
+    table: str,
+    figure: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target, tables = tmp_path / "result.json", tmp_path / "result.md"
+    small = ["--batch-size", "2", "--repeats", "1", "--json", str(target)]
+    assert main([*arguments, *small, "--markdown", str(tables)]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads(target.read_text())
+    assert "torch" in result["machine"]
+    assert result["command"].startswith(f"python -m benchmarks {arguments[0]} ")
+    (title,) = [title for title in result if title.startswith(table)]
+    assert all(row[figure] > 0 for row in result[title])
+    assert figure in printed
+    assert tables.read_text().strip() == printed.strip()
+
+
+def test_the_memory_of_each_loader_is_measured(tmp_path: Path) -> None:
+    root, target = write_photos(tmp_path / "photos", val_images=1), tmp_path / "memory.json"
+    options = ["--epochs", "4", "--image-size", "32", "--batch-size", "6"]
+    done = run_script("benchmark", "memory", "--root", str(root), *options, "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    rows = {row["loader"]: row for row in json.loads(target.read_text())["memory"]}
+    assert set(rows) == {"dali", "torch"}
+    for row in rows.values():
+        second, last = row["after epoch 2, MiB"], row["after epoch 4, MiB"]
+        assert 50 < second <= row["most since epoch 2, MiB"]
+        assert row["growth, %"] == pytest.approx(100 * (last / second - 1))
+
+
+def test_the_time_to_the_first_step_is_that_of_a_real_run(tmp_path: Path) -> None:
+    target = tmp_path / "start.json"
+    overrides = [*SMALL_RESNET, "norm=bn", "data.image_size=32", "batch_size=8"]
+    done = run_script("benchmark", "start", "--repeats", "1", *overrides, "--json", str(target))
+    assert done.returncode == 0, done.stderr
+    seconds = json.loads(target.read_text())["seconds to the first step"]
+    assert all(1 < value < 120 for value in seconds.values())
+    failed = run_script("benchmark", "start", "epochs=-1")
+    assert failed.returncode == 2
+    assert "epochs=-1 is not possible" in failed.stderr
+
+
+@pytest.mark.parametrize("subject", ["train", "checkpoint"])
+def test_the_trainer_is_measured_as_it_runs(subject: str, tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    small = ["--arch", "mobilenetv2", "--image-size", "32", "--batch-size", "2", "--steps", "2"]
+    assert main([subject, *small, "--repeats", "2", "--json", str(target)]) == 0
+    result = json.loads(target.read_text())
+    if subject == "train":
+        assert set(result["images_per_second"]) == {"trainer", "bare loop", "timm's parts"}
+        assert all(value > 0 for value in result["images_per_second"].values())
+        assert set(result["ratios"]) == {"trainer ÷ bare loop", "trainer ÷ timm's parts"}
+    else:
+        assert result["checkpoint"]["size in MiB"] > 20
+        assert result["checkpoint"]["seconds that the step waits"] > 0
+
+
+def test_our_loaders_and_the_others_read_the_same_photographs(tmp_path: Path) -> None:
+    root, target = write_photos(tmp_path / "photos", val_images=1), tmp_path / "loader.json"
+    sizes = ["--images", "16", "--image-size", "32", "--batch-size", "8", "--workers", "0"]
+    options = ["--root", str(root), *sizes, "--repeats", "1", "--json", str(target)]
+    assert main(["loader", *options]) == 0
+    result = json.loads(target.read_text())
+    speeds = result["images_per_second"]
+    assert {"ours (auto)", "ours (torch)", "timm", "torchvision"} < set(speeds)
+    ratio = result["ratios"]["ours (auto) ÷ timm"]
+    assert ratio == pytest.approx(speeds["ours (auto)"] / speeds["timm"])
+
+
+def test_the_door_opens_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "{" + ",".join(SUBJECTS) + "}" in done.stdout
