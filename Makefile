@@ -1,5 +1,5 @@
 # make demo   train and evaluate ResNet-50 with AN and BN on the built-in digits
-# make test   the test suite            make lint   ruff and mypy
+# make test   the test suite            make lint   ruff, the floors, mypy
 # make faults kill, starve and poison real runs, and print what was lost
 # make table1-small  all rows of Table 1, scaled down to the digits (SEEDS=3), and the report
 # All set up .venv first if it is not there; all may be interrupted and run again.
@@ -26,6 +26,7 @@ faults: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 format: $(READY)
@@ -46,4 +47,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -67,9 +67,7 @@ class Classification(ConfigurableTask):
             UserError: the checkpoint does not say which.
         """
         if "class_names" not in state:
-            raise UserError(
-                f"checkpoint={path} names no classes: its task was another one."
-            )
+            raise UserError(f"checkpoint={path} names no classes: its task was another one.")
         return cls(state["class_names"], config.train.label_smoothing)
 
     def build_model(self, config: Config, load_pretrained: bool = True) -> nn.Module:

@@ -33,7 +33,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_page_adds_an_architecture_a_normalizer_and_a_loader(checkout: Path) -> None:
+def test_the_page_adds_one_of_each(checkout: Path) -> None:
     added, commands = [], []
     for language, content in _blocks("extending.md"):
         if language == "sh":
@@ -43,7 +43,7 @@ def test_the_page_adds_an_architecture_a_normalizer_and_a_loader(checkout: Path)
         assert not path.exists(), "one more file, and no change to another"
         path.write_text(content)
         added.append(path)
-    assert len(added) == 5
+    assert len(added) == 10
     environment = {**os.environ, "PYTHONPATH": str(checkout), "PYTHONWARNINGS": "ignore"}
     for command in commands:
         assert command.startswith("python ")
@@ -73,6 +73,23 @@ def test_the_page_adds_an_architecture_a_normalizer_and_a_loader(checkout: Path)
     assert evaluated["images"] == 360
     assert evaluated["top1_error"] == pytest.approx(trained["best"]["top1_error"])
     assert "memory loader" in (runs / "in_memory" / "log" / "rank0.log").read_text()
+
+    adamw = torch.load(runs / "adamw" / "last.pt", weights_only=True)["optimizer"]
+    assert "exp_avg_sq" in adamw["state"][0]
+    assert [(g["name"], g["weight_decay"]) for g in adamw["param_groups"]] == [
+        ("weights", 0.05),
+        ("norm", 0.0),
+    ]
+    lines = (runs / "polynomial" / "metrics.jsonl").read_text().splitlines()
+    rates = [line["lr"] for line in map(json.loads, lines) if line["kind"] == "train"]
+    base = 0.2 * 16 / 512
+    assert rates == pytest.approx([base * (1 - step / 4) ** 2 for step in range(4)])
+
+    ordinal = json.loads((runs / "ordinal" / "result.json").read_text())
+    again = json.loads((runs / "ordinal" / "eval.json").read_text())
+    assert again["r2"] == pytest.approx(ordinal["best"]["r2"], rel=1e-4)
+    assert ordinal["best"]["r2"] == max(ordinal["best"]["r2"], ordinal["final"]["r2"])
+    assert "R²" in (runs / "ordinal" / "log" / "rank0.log").read_text()
 
 
 def test_the_examples_for_other_peoples_models_run() -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from omegaconf import MISSING
 from rich.console import Console
@@ -43,8 +42,7 @@ class EvalArguments:
     weights: str = "model"
     device: str = "auto"
     timeout_minutes: float = 10.0
-    # A path, or a list of them.
-    allow: Any = field(default_factory=list)
+    allow: list[str] = field(default_factory=list)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
             path,
             overrides,
             weights=own.weights,
-            allow=[own.allow] if isinstance(own.allow, str) else own.allow,
+            allow=own.allow,
             device=own.device,
             timeout_minutes=own.timeout_minutes,
         )

@@ -4,7 +4,8 @@ attnorm predict checkpoint=runs/NAME/best.pt image.jpg [image.jpg ...] [key=valu
 
 checkpoint=PATH     a last.pt or best.pt; the model is built from the config inside it
 top=5               classes shown of each image
-allow=MODULE.CLASS  code outside of this project that the checkpoint may name
+allow=PATH          a class that the checkpoint may name though it is not of attnorm, torch.nn
+                    or timm.layers, such as mypackage.MyNorm; [A,B] for several
 device=, precision=, data.image_size=, data.resize_size=   as in training
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from omegaconf import MISSING
 from rich.console import Console
@@ -32,8 +32,7 @@ class PredictArguments:
 
     checkpoint: str = MISSING
     top: int = 5
-    # A path, or a list of them.
-    allow: Any = field(default_factory=list)
+    allow: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require(self.top >= 1, "top", self.top, "at least 1")
@@ -49,8 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         if not images:
             raise UserError("No image is given: pass the path of one or more.")
-        allow = [own.allow] if isinstance(own.allow, str) else own.allow
-        trained = load_trained(Path(own.checkpoint), overrides, allow=allow)
+        trained = load_trained(Path(own.checkpoint), overrides, allow=own.allow)
         console = Console(highlight=False)
         show_predictions([Path(image) for image in images], trained, own.top, console)
     return 0

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -31,21 +30,18 @@ from attnorm.errors import UserError, exit_on_user_error
 from attnorm.reporting.responses.report import Selection, write_report
 from attnorm.run.trained import KEYS, load_trained
 
-CHECKPOINT = "checkpoint="
-
 
 @dataclass
 class ResponsesArguments:
     """What the command takes beside keys of the config."""
 
-    checkpoint: str = ""  # the last one; main() reads them all
+    checkpoint: list[str] = field(default_factory=list)  # one or two
     sites: str | None = None
     classes: str = "3"
     images: int = 5
     limit: int | None = None
     output: str | None = None
-    # A path, or a list of them.
-    allow: Any = field(default_factory=list)
+    allow: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for key, value in (("images", self.images), ("limit", self.limit)):
@@ -71,12 +67,11 @@ def main(arguments: Sequence[str]) -> int:
         return show_help(__doc__ or "")
     with exit_on_user_error():
         own, overrides, _ = read_arguments(arguments, ResponsesArguments, KEYS, "attnorm responses")
-        paths = [Path(word.partition("=")[2]) for word in arguments if word.startswith(CHECKPOINT)]
+        paths = [Path(path) for path in own.checkpoint]
         if not 1 <= len(paths) <= 2:
             raise UserError(f"{len(paths)} checkpoints given: pass checkpoint=PATH once or twice.")
         selection = own.selection()
-        allow = [own.allow] if isinstance(own.allow, str) else own.allow
-        models = [load_trained(path, overrides, allow=allow) for path in paths]
+        models = [load_trained(path, overrides, allow=own.allow) for path in paths]
         folder = Path(own.output) if own.output is not None else paths[0].parent / "responses"
         write_report(models, folder, selection, Console(soft_wrap=True))
     return 0

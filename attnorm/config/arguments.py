@@ -28,7 +28,8 @@ def read_arguments(
 
     Args:
         schema: a dataclass of the command's own keys. Texts are taken as they are typed; other
-            values are read in Hydra's grammar, so that lists and null are what they look like.
+            values are read in Hydra's grammar, so that lists and null are what they look like. A
+            list collects what its key is given, once or several times.
         keys: top-level keys of the config that may be overridden.
         command: its name, for messages.
         positional: whether arguments without ``=`` (and files whose names have one) may come.
@@ -46,8 +47,11 @@ def read_arguments(
             rest.append(argument)
         elif not separator:
             raise UserError(f"{argument!r} is not key=value: see {command} --help.")
+        elif key in own and own[key].startswith("list[str]"):
+            several = _parsed(argument) if value.startswith("[") else [value]
+            typed.setdefault(key, []).extend(several)
         elif key in own:
-            typed[key] = value if own[key].startswith(("str", "Path")) else _parsed(argument)
+            typed[key] = value if own[key].startswith("str") else _parsed(argument)
         elif key.lstrip("+").split(".")[0] in keys:
             overrides.append(argument)
         else:
@@ -71,7 +75,7 @@ def _parsed(argument: str) -> Any:
 def _instantiate(schema: type[T], values: dict[str, Any]) -> T:
     try:
         node = OmegaConf.merge(OmegaConf.structured(schema), values)
-        missing = [key for key in node if OmegaConf.is_missing(node, str(key))]
+        missing = [str(key) for key in node if OmegaConf.is_missing(node, key)]
         if missing:
             raise UserError(f"{missing[0]} is not set: pass {missing[0]}=VALUE.")
         instance = OmegaConf.to_object(node)

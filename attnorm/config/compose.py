@@ -151,20 +151,28 @@ def _explained(error: Exception, overrides: Sequence[str]) -> str:
             f" quotes of its own.\nWrite {example}"
         )
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = getattr(cause, "full_key", None)
+    where = getattr(cause, "full_key", None)
     lines = [line for line in str(cause).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
-    if key and "not in" in reason:
-        return f"{key} is not a key of this config{_close_to(key)}"
-    return f"{key}: {reason}" if key else str(error).splitlines()[0]
+    if where and "not in" in reason:
+        return f"{where} is not a key of this config{_close_to(where)}"
+    if where:
+        return f"{where}: {reason}"
+    told = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(told[:2]) if told[0].endswith(":") else told[0]
 
 
 def _close_to(key: str) -> str:
     """Keys that somebody may have meant."""
-    schemas = [*SCHEMAS.items(), ("arch", {"": ArchConfig}), ("data", {"": DataConfig})]
+    schemas: dict[str, list[type[Any]]] = {
+        "arch": [ArchConfig],
+        "data": [DataConfig],
+        "loader": [LoaderConfig],
+        **{group: list(members.values()) for group, members in SCHEMAS.items()},
+    }
     known = [spec.name for spec in fields(Config)]
-    for group, members in (*schemas, ("loader", {"": LoaderConfig})):
-        known += [f"{group}.{spec.name}" for schema in members.values() for spec in fields(schema)]
+    for group, members in schemas.items():
+        known += [f"{group}.{spec.name}" for schema in members for spec in fields(schema)]
     if key in known:
         return f", but of another {key.partition('.')[0]}="
     close = difflib.get_close_matches(key, dict.fromkeys(known), n=3)

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from attnorm.config.checks import require, require_choice
 from attnorm.config.data import DataConfig, LoaderConfig
 from attnorm.config.model import ArchConfig, NormConfig
-from attnorm.config.optim import OptimConfig, ScheduleConfig, SGDConfig
+from attnorm.config.optim import OptimConfig, ScheduleConfig
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -100,7 +100,7 @@ class Config:
     norm: NormConfig = MISSING
     data: DataConfig = MISSING
     loader: LoaderConfig = MISSING
-    optim: OptimConfig = field(default_factory=SGDConfig)
+    optim: OptimConfig = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -31,6 +31,8 @@ from attnorm.data.source import ImageSource
 
 # The share of a batch that the hardware JPEG decoder takes, where the GPU has one.
 _HARDWARE_DECODER_LOAD = 0.65
+# What a pipeline fails with; the second where its message names a path that is not UTF-8.
+_FAILURES = (RuntimeError, UnicodeDecodeError)
 
 
 class DaliLoader(Loader):
@@ -94,7 +96,7 @@ class DaliLoader(Loader):
                 pipeline.run()
             except StopIteration:
                 break
-            except RuntimeError:  # it failed already, and does so again at every batch
+            except _FAILURES:  # it failed already, and does so again at every batch
                 continue
         self._made.clear()
 
@@ -107,7 +109,7 @@ class DaliLoader(Loader):
         while done < len(planned):
             wanted = self._replaced(planned[done])
             images = self._run()
-            if isinstance(images, RuntimeError):
+            if isinstance(images, Exception):
                 # What was decoded ahead is lost with the pipeline: begin again at this batch.
                 self._stop()
                 ahead = planned[done : done + self._prefetch + 1]
@@ -127,7 +129,7 @@ class DaliLoader(Loader):
         self._pipeline.reset()
         self._pending = ((epoch, images) for images in planned)
 
-    def _run(self) -> Tensor | RuntimeError:
+    def _run(self) -> Tensor | Exception:
         """The next batch, or what went wrong (without its frames, which hold the pipeline)."""
         assert self._pipeline is not None
         try:
@@ -135,7 +137,7 @@ class DaliLoader(Loader):
                 stream = torch.cuda.current_stream() if self._on_gpu else None
                 (batch,) = self._pipeline.run(stream)
                 images = from_dlpack(batch.as_tensor())
-        except RuntimeError as error:
+        except _FAILURES as error:
             return error.with_traceback(None)
         if self._resize_in_torch:
             return self._normalize.finish(self._made.popleft())
@@ -149,7 +151,7 @@ class DaliLoader(Loader):
             return images
         return np.array([self._replacements.get(int(index), int(index)) for index in images])
 
-    def _replace_broken(self, images: NDArray[np.int64], cause: RuntimeError) -> None:
+    def _replace_broken(self, images: NDArray[np.int64], cause: Exception) -> None:
         """Find what stopped the pipeline among ``images``, and whole images to take its place."""
         broken: dict[int, str] = {}
         for index in self._replaced(images):

@@ -141,6 +141,7 @@ def start_tracking(trainer: Trainer, console: Console, continued: bool) -> Track
         tensorboard=config.tracking.tensorboard,
         service=config.tracking.service,
         config=container,
+        name=config.name,
         hparams=HPARAMS,
         start_step=state.step,
         start_epoch=state.epoch,

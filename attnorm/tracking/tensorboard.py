@@ -33,7 +33,9 @@ class TensorBoard(Sink):
         from torch.utils.tensorboard import SummaryWriter  # a second of imports
 
         self._tags = tags
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step)
+        # What the run repeats is hidden: the steps after start_step, whose own points stay.
+        folder = str(run_dir / "tensorboard")
+        self._writer = SummaryWriter(folder, purge_step=start_step + 1)
         if hparams:
             self._describe(config, hparams)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,30 @@ def test_components_are_shown_for_an_and_only_for_an(
     without = _predict(write_checkpoint(tmp_path, "bn"), images[0])
     assert without.returncode == 0
     assert "components" not in without.stdout
+
+
+def test_a_file_whose_name_has_an_equals_sign_is_an_image(
+    checkpoint: Path, images: list[Path], tmp_path: Path
+) -> None:
+    odd = tmp_path / "top=1 räns.png"
+    shutil.copy(images[0], odd)
+    done = _predict(checkpoint, odd, "top=2")
+    assert done.returncode == 0, done.stderr
+    assert str(odd) in done.stdout
+    assert len(re.findall(r"% +│ \d", done.stdout)) == 2
+
+
+def test_code_that_a_checkpoint_names_is_refused_until_it_is_allowed(
+    images: list[Path], tmp_path: Path
+) -> None:
+    layer = "torchvision.ops.FrozenBatchNorm2d"
+    path = write_checkpoint(tmp_path, "bn", f"norm.layer={layer}")
+    done = _predict(path, images[0])
+    assert done.returncode == 2
+    assert f"norm.layer={layer}" in done.stderr
+    assert f"allow={layer}" in done.stderr
+    done = _predict(path, images[0], f"allow={layer}")
+    assert "holds another model" in done.stderr, "the layer was taken, and has no step counter"
 
 
 def test_imagenets_identifiers_are_told_by_name() -> None:

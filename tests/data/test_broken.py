@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import shutil
@@ -54,6 +55,33 @@ def test_a_broken_image_stops_with_its_path_and_what_to_do(
     assert str(path) in str(caught.value)
     assert "data.skip_broken=true" in str(caught.value)
     assert str(caught.value).count("\n") <= 2
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "folder", [b"odd d\xc3\xa4ta (1)", b"latin d\xe4ta"], ids=["utf-8", "bytes"]
+)
+def test_messages_name_images_of_any_name(
+    make: Make, photos: Path, tmp_path: Path, name: str, folder: bytes
+) -> None:
+    root = tmp_path / os.fsdecode(folder)
+    shutil.copytree(photos, root)
+    damage(root / "val" / "ant" / "0103.JPEG", "empty")
+    shown = folder.decode(errors="backslashreplace")
+    with pytest.raises(UserError) as caught:
+        list(make(name, training=False, root=str(root)).epoch(0))
+    assert f"{tmp_path}/{shown}/val/ant/0103.JPEG cannot be decoded" in str(caught.value)
+
+    # A log file is UTF-8, and logging prints a traceback for what it cannot write.
+    log = logging.FileHandler(tmp_path / "log", encoding="utf-8")
+    logger = logging.getLogger("attnorm.data.broken")
+    logger.addHandler(log)
+    try:
+        list(make(name, training=False, root=str(root), skip_broken=True).epoch(0))
+    finally:
+        logger.removeHandler(log)
+        log.close()
+    assert f"/{shown}/val/ant/0103.JPEG" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from attnorm.config import DataConfig, LoaderConfig
 from attnorm.data import build
-from attnorm.data.folder import scan
+from attnorm.data.decode import Transform
+from attnorm.data.folder import ImageFolder, scan
+from attnorm.data.loader import Loader
+from attnorm.data.normalize import PixelNormalization
+from attnorm.data.sampling import Plan
 from attnorm.distributed import Placement
 from attnorm.errors import UserError
 from tests.data.conftest import CPU, fill
@@ -138,6 +145,61 @@ def test_auto_says_what_it_chose_and_why(root: Path) -> None:
     loader.close()
 
 
+class OwnLoader(Loader):
+    """Keeps what it is built with."""
+
+    name = "own"
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        self.num_images = 0
+        self.arguments, self.options = arguments, options
+
+    def __len__(self) -> int:
+        return 0
+
+    def _batches(self, epoch: int, start_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from ()
+
+
+def test_an_own_loader_is_built_like_ours(root: Path) -> None:
+    loader = LoaderConfig(name="own", prefetch=5, loader_class=f"{__name__}.OwnLoader")
+    check(root, loader=loader)
+    data = DataConfig(name="folder", root=str(root), workers=3, image_size=8, resize_size=9)
+    placement = Placement(CPU, 2, dtype=torch.bfloat16, channels_last=False)
+    own = build.build_train_loader(data, loader, placement, seed=0)
+    assert isinstance(own, OwnLoader)
+    source, plan, transform, normalize = own.arguments
+    assert isinstance(source, ImageFolder)
+    assert isinstance(plan, Plan)
+    assert isinstance(transform, Transform)
+    assert isinstance(normalize, PixelNormalization)
+    assert (len(source), len(plan), transform.resize_size) == (6, 3, 9)
+    assert (normalize.device, normalize.dtype, normalize.channels_last) == (
+        CPU,
+        torch.bfloat16,
+        False,
+    )
+    assert (normalize.mean, normalize.std) == (tuple(data.mean), tuple(data.std))
+    assert own.options == {"workers": 3, "prefetch": 5, "skip_broken": False}
+    assert own.reason == "asked for"
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("attnorm.data.nothing.Nothing", "cannot be imported"),
+        ("attnorm.data.loader.Nothing", "cannot be imported"),
+        ("attnorm.data.sampling.Plan", "is not a class derived from attnorm.data.loader.Loader"),
+        ("attnorm.data.sampling.uniform", "is not a class derived from"),
+    ],
+)
+def test_an_own_loader_that_is_none_is_refused_before_the_run(
+    root: Path, path: str, problem: str
+) -> None:
+    with pytest.raises(UserError, match=f"loader.loader_class={path} {problem}"):
+        check(root, loader=LoaderConfig(name="own", loader_class=path))
+
+
 def test_hidden_files_and_folders_are_no_data(root: Path) -> None:
     (root / "train" / ".cache").mkdir()
     (root / "train" / "ant" / "._0000.JPEG").write_bytes(b"not an image")
@@ -159,6 +221,39 @@ def test_images_may_lie_deeper_and_names_may_hold_any_byte(root: Path) -> None:
         _, labels = next(loader.epoch(0))
         assert sorted(labels.tolist()) == [0, 0, 0, 0, 1, 1, 1]
         loader.close()
+
+
+ODD_FOLDERS = [
+    "odd däta (1)",
+    'it\'s "quoted" & $HOME, 100 %=x',
+    os.fsdecode(b"latin d\xe4ta"),  # no UTF-8 at all
+]
+
+
+@pytest.mark.parametrize("name", ["torch", "dali"])
+@pytest.mark.parametrize("folder", ODD_FOLDERS, ids=["blanks", "quotes", "bytes"])
+def test_a_root_may_have_any_name(root: Path, folder: str, name: str) -> None:
+    plain = batches(root, name)
+    odd = root / folder
+    odd.mkdir()
+    for split in ("train", "val"):
+        (root / split).rename(odd / split)
+    check(odd, loader=LoaderConfig(name=name))
+    for images, others in zip(plain, batches(odd, name), strict=True):
+        assert torch.equal(images, others)
+
+
+def batches(root: Path, name: str) -> list[Tensor]:
+    """Training images of an epoch, then those of an evaluation."""
+    data = DataConfig(name="folder", root=str(root), image_size=16, resize_size=16, workers=1)
+    loaders = (
+        build.build_train_loader(data, LoaderConfig(name=name), IN_THREES, seed=0),
+        build.build_eval_loader(data, LoaderConfig(name=name), IN_THREES),
+    )
+    found = [images for loader in loaders for images, _ in loader.epoch(0)]
+    for loader in loaders:
+        loader.close()
+    return found
 
 
 def test_synthetic_batches_cost_nothing_and_need_no_data() -> None:

@@ -1,4 +1,4 @@
-"""Shards give every loader the folder's images and labels, whole or with a word on what is wrong."""
+"""Shards give every loader the folder's images, or a word on what is wrong with them."""
 
 from __future__ import annotations
 

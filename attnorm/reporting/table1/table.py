@@ -46,8 +46,9 @@ class Result:
         return float(self.members[0].config["optim"]["lr"])
 
     def errors(self, key: str) -> list[float]:
-        """``top1_error`` or ``top5_error`` of each run's best epoch."""
-        return [run.best.get(key) for run in self.members]
+        """``top1_error`` or ``top5_error`` of each run's best epoch; empty if one has none."""
+        found = [run.best[key] for run in self.members if run.best.get(key) is not None]
+        return found if len(found) == len(self.members) else []
 
     @property
     def top1_error(self) -> float:
@@ -61,11 +62,11 @@ class Result:
     def top5_error(self) -> float | None:
         """None with fewer than five classes."""
         errors = self.errors("top5_error")
-        return None if None in errors else statistics.fmean(errors)
+        return statistics.fmean(errors) if errors else None
 
     @property
     def top5_std(self) -> float | None:
-        return None if self.top5_error is None else _std(self.errors("top5_error"))
+        return _std(self.errors("top5_error"))
 
     @property
     def images_per_second(self) -> float | None:

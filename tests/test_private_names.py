@@ -1,0 +1,88 @@
+"""Private names of other libraries, listed: after an upgrade this says which is gone, and where."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from attnorm.config import locate
+from attnorm.errors import UserError
+from tests.conftest import ROOT
+
+# (import path, where it is used, what for)
+PRIVATE = [
+    ("torch.nn.modules.batchnorm._NormBase", "attnorm/norms/base.py", "recognises torch's norms"),
+    (
+        "torch.distributed.distributed_c10d._get_default_store",
+        "attnorm/distributed/heartbeat.py",
+        "the store in which processes count that they live",
+    ),
+    (
+        "torch.distributed.distributed_c10d._resolve_process_group",
+        "attnorm/norms/statistics.py",
+        "a group by its name, for an operator that cannot hold one",
+    ),
+    (
+        "torch.UntypedStorage._new_shared",
+        "attnorm/data/torch_loader.py",
+        "a worker's batch in memory that the main process sees",
+    ),
+    (
+        "torch._subclasses.fake_tensor.FakeTensorMode",
+        "attnorm/models/complexity.py",
+        "counts a network without its memory",
+    ),
+    (
+        "timm.models._features.FeatureGetterNet",
+        "attnorm/models/registry.py",
+        "features_only of a network that has its normalizer",
+    ),
+]
+# Attributes of objects rather than of modules.
+ATTRIBUTES = [
+    (lambda: nn.BatchNorm2d(1), "_forward_pre_hooks", "attnorm/models/finetune.py"),
+    (
+        lambda: torch.optim.SGD([nn.Parameter(torch.zeros(1))], fused=True),
+        "_step_supports_amp_scaling",
+        "attnorm/training/step.py",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "place", "purpose"), PRIVATE, ids=lambda value: value)
+def test_a_private_name_is_still_there(path: str, place: str, purpose: str) -> None:
+    assert path.rpartition(".")[2] in (ROOT / place).read_text(), f"{place} uses {path} no more"
+    try:
+        locate(path, "private name")
+    except UserError as error:
+        pytest.fail(f"{path} is gone ({error}); {place} needs it: {purpose}.")
+
+
+@pytest.mark.parametrize(("make", "name", "place"), ATTRIBUTES)
+def test_a_private_attribute_is_still_there(make: object, name: str, place: str) -> None:
+    assert name in (ROOT / place).read_text()
+    assert callable(make)
+    assert hasattr(make(), name), f"{name} is gone; {place} needs it."
+
+
+def test_the_list_is_complete() -> None:
+    """Imports of names that begin with an underscore, and of modules that do, from elsewhere."""
+    pattern = re.compile(
+        r"^\s*from (?P<module>(?:torch|timm|hydra|omegaconf|nvidia)[\w.]*) import (?P<names>.+)$"
+        r"|(?P<use>\b(?:torch|nn|dist|timm)(?:\.\w+)*\._[a-z]\w+)",
+        re.MULTILINE,
+    )
+    listed = " ".join([path for path, *_ in PRIVATE] + [name for _, name, _ in ATTRIBUTES])
+    unlisted = []
+    for file in sorted(Path(ROOT / "attnorm").rglob("*.py")):
+        for match in pattern.finditer(file.read_text()):
+            names = [match["use"]] if match["use"] else re.split(r"[,\s()]+", match["names"])
+            hidden = [n for n in names if "._" in f".{n}" or "._" in (match["module"] or "")]
+            unlisted += [
+                f"{file.name}: {name}" for name in hidden if name.split(".")[-1] not in listed
+            ]
+    assert unlisted == []

@@ -1,0 +1,93 @@
+"""The built wheel in an empty folder: it has what it needs to train, and no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from attnorm import __version__
+from tests.conftest import ROOT, SMALL_RESNET
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_package_its_configs_and_its_types(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert wheel.name.startswith(f"attnorm-{__version__}-")
+    assert {"attnorm/py.typed", "attnorm/configs/train.yaml", "attnorm/norms/native.c"} <= set(
+        names
+    )
+    assert not [name for name in names if name.startswith(("benchmarks/", "tests/", "scripts/"))]
+
+
+def test_the_installed_command_trains_and_evaluates_in_an_empty_folder(
+    wheel: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "-q"]
+    subprocess.run([*install, "--target", str(site), str(wheel)], check=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def attnorm(*arguments: str) -> str:
+        done = subprocess.run(
+            [str(site / "bin" / "attnorm"), *arguments],
+            cwd=empty,
+            env={**os.environ, "PYTHONPATH": str(site), "PYTHONWARNINGS": "ignore"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    attnorm("train", *SMALL_RESNET, "norm=an", "epochs=1", "batch_size=64", "name=first")
+    shown = attnorm("eval", "checkpoint=runs/first/best.pt")
+    assert "top-1 error" in shown
+    trained = json.loads((empty / "runs" / "first" / "result.json").read_text())
+    evaluated = json.loads((empty / "runs" / "first" / "eval.json").read_text())
+    assert evaluated["images"] == 360
+    assert evaluated["top1_error"] == pytest.approx(trained["best"]["top1_error"])
+    assert trained["git_commit"] is None, "it ran from the wheel"
+    assert "train a model" in attnorm()
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from attnorm.__main__ import COMMANDS, main
+
+    assert main(["trian"]) == 2
+    message = capsys.readouterr().err
+    assert all(name in message for name in COMMANDS)
+
+
+def test_a_command_whose_libraries_are_missing_names_the_extra(tmp_path: Path) -> None:
+    """A module that cannot be found, as where the base package alone is installed."""
+    hide = "import sys; sys.modules['hydra'] = None; sys.modules['rich'] = None\n"
+    code = f"{hide}from attnorm.__main__ import main\nsys.exit(main(['train', 'epochs=1']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "pip install 'attnorm[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
