@@ -39,7 +39,7 @@ def decode_rgb(encoded: NDArray[np.uint8]) -> Tensor:
             image = torch.from_numpy(np.array(pillow))
     except UnidentifiedImageError as error:
         raise BrokenImageError("not an image of a known format") from error
-    except (RuntimeError, OSError, SyntaxError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, SyntaxError, ValueError) as error:
         raise BrokenImageError("truncated or damaged") from error
     # PNG has 16 bits a channel as well.
     return image if image.dtype == torch.uint8 else (image.int() // 257).byte()

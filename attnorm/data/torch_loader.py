@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,8 @@ from attnorm.data.normalize import PixelNormalization
 from attnorm.data.sampling import Plan
 from attnorm.data.source import ImageSource
 from attnorm.data.workers import nothing_to_collect
+
+_SECONDS_TO_SIGNAL = 2.0
 
 
 @dataclass(frozen=True)
@@ -148,12 +151,18 @@ class TorchLoader(Loader):
         if self._batches_of is None:
             raise RuntimeError("the loader was closed")
         self._requests.epoch, self._requests.start_batch = epoch, start_batch
-        for answer in self._answers(self._batches_of):
-            if answer.broken:
-                self._skipping.report(answer.broken)
-                self.skipped += answer.replaced
-            labels = answer.labels.to(self._normalize.device, non_blocking=True)
-            yield self._normalize(answer.images), labels
+        try:
+            for answer in self._answers(self._batches_of):
+                if answer.broken:
+                    self._skipping.report(answer.broken)
+                    self.skipped += answer.replaced
+                labels = answer.labels.to(self._normalize.device, non_blocking=True)
+                yield self._normalize(answer.images), labels
+        except (ConnectionError, EOFError) as error:
+            # A worker ended before it handed over the memory of a batch. The signal that says so
+            # makes torch raise an error which names it: here, and not in whatever comes next.
+            time.sleep(_SECONDS_TO_SIGNAL)
+            raise RuntimeError(f"DataLoader worker no longer answers ({error}).") from error
 
     def remedies(self, cores: int) -> list[str]:
         """More workers while there are cores for them, or the loader that needs less of both."""

@@ -7,12 +7,14 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 
+from attnorm.data import torch_loader
 from attnorm.data.folder import scan
 from attnorm.errors import UserError
 from tests.data.conftest import Make
@@ -150,3 +152,19 @@ def test_a_killed_worker_is_reported_with_the_likely_cause(make: Make) -> None:
         os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"worker .*killed.*out of memory: lower data\.workers"):
         list(batches)
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()]
+)
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_no_unreadable_image(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def answers(_: object) -> Iterator[None]:
+        raise error
+        yield
+
+    monkeypatch.setattr(torch_loader, "_SECONDS_TO_SIGNAL", 0)
+    monkeypatch.setattr(torch_loader.TorchLoader, "_answers", staticmethod(answers))
+    with pytest.raises(UserError, match=r"no longer answers.*killed.*lower data\.workers"):
+        list(make("torch").epoch(0))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import attnorm
-from attnorm.config import OptimConfig
+from attnorm.config import SGDConfig
 from attnorm.training.optim import build_optimizer
 from tests.models.conftest import COMBINATIONS
 
@@ -16,7 +16,7 @@ def test_it_builds_trains_a_step_and_evaluates(arch: str, norm: str) -> None:
     images, labels = torch.randn(3, 3, 64, 64), torch.tensor([1, 5, 9])
     images = images.to(memory_format=torch.channels_last)
     model = model.to(memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(model, OptimConfig(lr=0.01))
+    optimizer = build_optimizer(model, SGDConfig(lr=0.01))
     loss = torch.nn.functional.cross_entropy(model(images), labels)
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
