@@ -1,4 +1,4 @@
-"""How fast it is, as tables: layers, networks, loaders, the training loop, a start.
+"""How fast it is, as tables: layers, networks, loaders, the training loop, whole commands, a start.
 
   python -m benchmarks SUBJECT [options] [--json FILE] [--markdown FILE]
 
@@ -18,7 +18,18 @@ import torch
 
 from attnorm.errors import UserError, exit_on_user_error
 from attnorm.files import write_json, write_text
-from benchmarks import checkpoint, layer, loader, measure, memory, model, scaling, start, train
+from benchmarks import (
+    checkpoint,
+    command,
+    layer,
+    loader,
+    measure,
+    memory,
+    model,
+    scaling,
+    start,
+    train,
+)
 
 SUBJECTS = {
     "layer": layer,
@@ -26,6 +37,7 @@ SUBJECTS = {
     "loader": loader,
     "memory": memory,
     "train": train,
+    "command": command,
     "start": start,
     "checkpoint": checkpoint,
     "scaling": scaling,

@@ -91,3 +91,25 @@ def test_a_command_whose_libraries_are_missing_names_the_extra(tmp_path: Path) -
     assert done.returncode == 2
     assert "pip install 'attnorm[train]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_create_model_needs_no_library_of_the_trainer(tmp_path: Path) -> None:
+    """What ``pip install attnorm`` brings is enough for a model with any normalizer of ours."""
+    hidden = ("hydra", "rich", "tensorboard", "matplotlib", "scipy", "sklearn", "nvidia.dali")
+    code = (
+        f"import sys\nfor name in {hidden}: sys.modules[name] = None\n"
+        "import attnorm, torch, timm\n"
+        "model = attnorm.create_model('mobilenetv2', norm='an', num_classes=3)\n"
+        "assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)\n"
+        "attnorm.convert(timm.create_model('resnet10t'), norm='sn')\n"
+        "assert timm.is_model('resnet50_an')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

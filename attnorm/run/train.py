@@ -21,6 +21,7 @@ from attnorm.config import Config
 from attnorm.distributed import Process
 from attnorm.files import write_text
 from attnorm.models.sync_bn import synchronize
+from attnorm.run.allocator import keep_freed_memory
 from attnorm.run.prepare import (
     check_folder,
     check_same_everywhere,
@@ -55,6 +56,7 @@ def run(config: Config, run_dir: Path, console: Console | None = None) -> dict[s
         UserError: the run cannot be had; nothing has been created.
         RunInterrupted: a signal asked to stop; the checkpoint is on the disk.
     """
+    keep_freed_memory()
     console = console or Console()
     process = distributed.current_process(config.device)
     with distributed.process_group(process, config.timeout_minutes), ExitStack() as loaders:

@@ -16,6 +16,7 @@ from attnorm import distributed
 from attnorm.config import Config
 from attnorm.distributed import Placement
 from attnorm.errors import UserError
+from attnorm.run.allocator import keep_freed_memory
 from attnorm.run.prepare import placement_of, task_class
 from attnorm.training import checkpoint
 from attnorm.training.checkpoints import load_shared
@@ -116,6 +117,7 @@ def load_trained(
         key = override.partition("=")[0].lstrip("+~")
         if key.split(".")[0] not in KEYS:
             raise UserError(f"{key} is not a key here: use {', '.join(KEYS)}.")
+    keep_freed_memory()
     state = load_shared(path)
     config = schema.compose([*DEFAULTS, *overrides], stored=_plain(state["config"], path))
     schema.check_names(config, f"checkpoint={path}", allow)

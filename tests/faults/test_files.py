@@ -147,6 +147,14 @@ def test_other_wishes_of_a_file_are_refused(
     assert not (folder / "imported").exists()
 
 
+def test_a_loader_that_a_file_names_is_not_asked_for(folder: Path) -> None:
+    """Which loader reads the images is the reader's choice, never the file's."""
+    _checkpoint(folder, loader__loader_class="evilmod.Evil", loader__name="evil")
+    done = _attnorm(folder, *COMMANDS["eval"])
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "imported").exists()
+
+
 def test_a_run_is_not_continued_from_a_checkpoint_that_names_another_layer(folder: Path) -> None:
     """The stored config is compared, never built from."""
     _checkpoint(folder, norm__layer="evilmod.Evil")
