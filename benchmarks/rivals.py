@@ -103,9 +103,7 @@ def with_timm(args: argparse.Namespace, precision: Precision, device: torch.devi
         )
     train, val = loaders
     classes = len(train.dataset.reader.class_to_idx)
-    model: nn.Module = timm.create_model(
-        arch.timm_model, num_classes=classes, **arch.timm_options
-    )
+    model: nn.Module = timm.create_model(arch.timm_model, num_classes=classes, **arch.timm_options)
     model = model.to(device).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(
         model, opt="momentum", lr=LR, weight_decay=1e-4, momentum=0.9, foreach=True

@@ -3,8 +3,8 @@
 ``torchrun --max-restarts`` keeps one store for all attempts, where the addresses of dead processes
 stay: whoever reads them before they are written anew waits for a process that does not exist
 (pytorch #135712; TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment avoids it, for
-those who know of it). Nor is the count of restarts the same on all nodes. So the processes agree on a
-name for their attempt first, and keep everything under it.
+those who know of it). Nor is the count of restarts the same on all nodes. So the processes agree
+on a name for their attempt first, and keep everything under it.
 """
 
 from __future__ import annotations
