@@ -29,7 +29,11 @@ OURS = "attnorm train"
 
 @dataclass(frozen=True)
 class Finished:
-    """What the system says of a finished command and the processes that it waited for."""
+    """What the system says of a finished command and the processes that it waited for.
+
+    ``peak_mib`` is that of the largest of them, and at least that of the process that starts them,
+    whose memory the system counts until the command has begun.
+    """
 
     seconds: float
     user_seconds: float

@@ -37,6 +37,16 @@ PRIVATE = [
         "counts a network without its memory",
     ),
     (
+        "torch.cpu._is_avx512_bf16_supported",
+        "attnorm/training/precision.py",
+        "whether bf16 is fast on this CPU",
+    ),
+    (
+        "torch.cpu._is_amx_tile_supported",
+        "attnorm/training/precision.py",
+        "whether bf16 is fast on this CPU",
+    ),
+    (
         "timm.models._features.FeatureGetterNet",
         "attnorm/models/registry.py",
         "features_only of a network that has its normalizer",

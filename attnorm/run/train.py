@@ -20,6 +20,7 @@ from attnorm import distributed
 from attnorm.config import Config
 from attnorm.distributed import Process
 from attnorm.files import write_text
+from attnorm.models.bfloat16 import keep_strided_depthwise_in_float32
 from attnorm.models.sync_bn import synchronize
 from attnorm.run.allocator import keep_freed_memory
 from attnorm.run.prepare import (
@@ -34,6 +35,7 @@ from attnorm.tracking import Tracker, open_tracker, setup_logging
 from attnorm.training import records
 from attnorm.training.checkpoints import load_newest
 from attnorm.training.histograms import HistogramRecorder
+from attnorm.training.precision import has_fast_bfloat16
 from attnorm.training.trainer import Trainer
 
 logger = logging.getLogger("attnorm.train")
@@ -96,6 +98,13 @@ def build_trainer(config: Config, process: Process, run_dir: Path, loaders: Exit
     torch.manual_seed(config.seed)
     task = task_class(config).from_data(config)
     model = task.build_model(config)
+    if config.precision == "bf16" and process.device.type == "cpu":
+        model = keep_strided_depthwise_in_float32(model)
+        if not has_fast_bfloat16(process.device):
+            logger.warning(
+                "precision=bf16: this CPU has neither AVX512_BF16 nor AMX, so bf16 is slower than"
+                " precision=fp32."
+            )
     if config.train.sync_bn and process.world_size > 1:
         model = synchronize(model, process.device)
     placement = placement_of(config, process)

@@ -35,8 +35,17 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
 
 
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether ``precision=bf16`` is worth it: on a GPU, or a CPU with AVX512_BF16 or AMX."""
+    if device.type == "cuda":
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """``auto`` is the paper's fp16 on a GPU and fp32 on a CPU, where half formats are slower.
+    """``auto`` is the paper's fp16 on a GPU, and fp32 on a CPU: what the papers' numbers are in.
+
+    ``bf16`` has to be asked for there; it is faster where :func:`has_fast_bfloat16` says so.
 
     Raises:
         UserError: fp16 without a GPU.

@@ -122,12 +122,19 @@ def test_tensorboard_gets_every_scalar_and_the_config(photos: Path, tmp_path: Pa
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
-@pytest.mark.parametrize("stop_after", [2, 6, 10])
+@pytest.mark.parametrize(
+    ("stop_after", "precision"), [(2, "fp32"), (6, "fp32"), (10, "fp32"), (10, "bf16")]
+)
 def test_a_stopped_run_continues_at_its_step_and_ends_bitwise_the_same(
-    stop_after: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop_after: int,
+    precision: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Six steps an epoch: stopped within the first, at its end, and within the second."""
-    config = _folder_config(photos, "epochs=3", "norm=an", "tracking.log_every=4")
+    settings = ["epochs=3", "norm=an", "tracking.log_every=4", f"precision={precision}"]
+    config = _folder_config(photos, *settings)
     _run(config, tmp_path / "whole")
 
     train_step = TrainingStep.__call__
@@ -163,6 +170,18 @@ def test_a_stopped_run_continues_at_its_step_and_ends_bitwise_the_same(
             for run in ("whole", "parts")
         )
         assert whole == parts, "no line twice, none missing, none different"
+
+
+def test_bfloat16_on_a_cpu_without_it_is_warned_of(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _folder_config(photos, "epochs=1", "norm=bn", "precision=bf16")
+    monkeypatch.setattr("attnorm.run.train.has_fast_bfloat16", lambda device: True)
+    _, printed = _run(config, tmp_path / "fast")
+    assert "slower" not in printed
+    monkeypatch.setattr("attnorm.run.train.has_fast_bfloat16", lambda device: False)
+    _, printed = _run(config, tmp_path / "slow")
+    assert "neither AVX512_BF16 nor AMX" in printed
 
 
 def test_averaged_weights_are_evaluated_as_in_training(photos: Path, tmp_path: Path) -> None:
