@@ -59,7 +59,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number of a task is named and written: ``top-1 error 5.28 %``.
+    """How a number of a task is named and written: ``mean error 5.28 %``.
 
     Attributes:
         short: its name where there is little room.

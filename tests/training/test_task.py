@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from attnorm.training import checkpoint, records
 from attnorm.training.precision import Precision
 from attnorm.training.task import BatchLoader, Metric, Metrics, Score, StepOutput, Task
 from attnorm.training.trainer import Trainer
+from tests.conftest import ROOT
 from tests.training.memory import CPU, MemoryLoader, make_config, metrics
 
 
@@ -108,3 +110,15 @@ def test_a_task_of_ones_own_is_continued_bitwise(tmp_path: Path) -> None:
     assert ends[0]["scores"] == ends[1]["scores"]
     for name, value in ends[0]["model"].items():
         assert torch.equal(value, ends[1]["model"][name]), name
+
+
+@pytest.mark.parametrize("room", ["training", "tracking"])
+def test_the_trainer_and_the_tracker_name_no_task(room: str) -> None:
+    words = re.compile(r"top.?[15]|cross.?entropy|logits|labels|class_names|argmax", re.IGNORECASE)
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted((ROOT / "attnorm" / room).glob("*.py"))
+        for line in path.read_text().splitlines()
+        if words.search(line)
+    ]
+    assert found == []
