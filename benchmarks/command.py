@@ -23,6 +23,7 @@ from typing import Any
 from attnorm.data.folder import scan
 from attnorm.errors import UserError
 from benchmarks.measure import PRECISIONS
+from benchmarks.photos import link
 
 OURS = "attnorm train"
 
@@ -100,11 +101,7 @@ def link_images(source: Path, target: Path, images: int | None) -> int:
     photos = scan(source / "train")
     count = images or len(photos)
     order = [int(n * len(photos) / count) if count <= len(photos) else n for n in range(count)]
-    for number, wanted in enumerate(order):
-        photo = Path(photos.path(wanted % len(photos)))
-        link = target / "train" / photo.parent.name / f"{number:06d}{photo.suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(photo.resolve())
+    link(photos, (number % len(photos) for number in order), target / "train")
     val = source / "val" if (source / "val").is_dir() else source / "train"
     (target / "val").symlink_to(val.resolve())
     return count

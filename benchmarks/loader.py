@@ -20,12 +20,13 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from attnorm.config import DataConfig, LoaderConfig
+from attnorm.config import LoaderConfig
 from attnorm.data.build import build_train_loader
 from attnorm.data.folder import scan
 from attnorm.data.loader import Loader
 from attnorm.distributed import Placement
 from benchmarks.measure import Times, default_device, seconds
+from benchmarks.photos import link, photo_data
 
 Epoch = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 
@@ -75,11 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _repeat(source: Path, target: Path, images: int) -> None:
     """Links to the photographs of ``source``, again and again until there are ``images``."""
     photos = scan(source)
-    for number in range(images):
-        photo = Path(photos.path(number % len(photos)))
-        link = target / photo.parent.name / f"{number:06d}{photo.suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(photo.resolve())
+    link(photos, (number % len(photos) for number in range(images)), target)
 
 
 def _placement(args: argparse.Namespace) -> Placement:
@@ -91,16 +88,7 @@ def _placement(args: argparse.Namespace) -> Placement:
 def photo_loader(name: str, root: Path, args: argparse.Namespace) -> Loader:
     """One of ours over ``root`` in the benchmark's sizes, in the format that training wants."""
     return build_train_loader(
-        DataConfig(
-            name="photos",
-            root=str(root),
-            image_size=args.image_size,
-            resize_size=args.image_size,
-            workers=args.workers,
-        ),
-        LoaderConfig(name=name),
-        _placement(args),
-        seed=0,
+        photo_data(root, args), LoaderConfig(name=name), _placement(args), seed=0
     )
 
 

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attnorm import create_model
-from attnorm.config import DataConfig, LoaderConfig, load_arch
+from attnorm.config import LoaderConfig, load_arch
 from attnorm.data.build import build_eval_loader, build_train_loader
 from attnorm.distributed import Placement
 from attnorm.run.allocator import keep_freed_memory
 from attnorm.training.precision import Precision, resolve_precision
 from benchmarks.measure import PRECISIONS, default_device
+from benchmarks.photos import photo_data
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 LR = 0.05
@@ -53,13 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def bare(args: argparse.Namespace, precision: Precision, device: torch.device) -> nn.Module:
     """Our network and our loaders; nothing else of this project."""
-    data = DataConfig(
-        name="photos",
-        root=str(args.root),
-        image_size=args.image_size,
-        resize_size=args.image_size,
-        workers=args.workers,
-    )
+    data = photo_data(args.root, args)
     placement = Placement(device, args.batch_size, precision.input_dtype)
     classes = sum(path.is_dir() for path in (args.root / "train").iterdir())
     model = create_model(args.arch, norm=args.norm, num_classes=classes)

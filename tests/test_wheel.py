@@ -76,18 +76,23 @@ def test_an_unknown_command_is_refused_with_the_known_ones(
     assert all(name in message for name in COMMANDS)
 
 
-def test_a_command_whose_libraries_are_missing_names_the_extra(tmp_path: Path) -> None:
-    """A module that cannot be found, as where the base package alone is installed."""
-    hide = "import sys; sys.modules['hydra'] = None; sys.modules['rich'] = None\n"
-    code = f"{hide}from attnorm.__main__ import main\nsys.exit(main(['train', 'epochs=1']))"
-    done = subprocess.run(
+def _python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The checkout's package in a process of its own."""
+    return subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_a_command_whose_libraries_are_missing_names_the_extra(tmp_path: Path) -> None:
+    """A module that cannot be found, as where the base package alone is installed."""
+    hide = "import sys; sys.modules['hydra'] = None; sys.modules['rich'] = None\n"
+    code = f"{hide}from attnorm.__main__ import main\nsys.exit(main(['train', 'epochs=1']))"
+    done = _python(code, tmp_path)
     assert done.returncode == 2
     assert "pip install 'attnorm[train]'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -104,12 +109,5 @@ def test_create_model_needs_no_library_of_the_trainer(tmp_path: Path) -> None:
         "attnorm.convert(timm.create_model('resnet10t'), norm='sn')\n"
         "assert timm.is_model('resnet50_an')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _python(code, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -63,11 +63,11 @@ def compose_node(
     from hydra.errors import HydraException
 
     _register(stored)
-    quoted = [as_typed(override) for override in overrides]
+    typed = [as_typed(override) for override in overrides]
     name = _STORED if stored is not None else "train"
     try:
         with initialize_config_dir(str(config_directory()), version_base="1.3"):
-            composed = hydra_compose(name, quoted, return_hydra_config=True)
+            composed = hydra_compose(name, typed, return_hydra_config=True)
         composed.hydra.run.dir = str(composed.hydra.run.dir)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explained(error, overrides)) from error

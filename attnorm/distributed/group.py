@@ -182,9 +182,10 @@ def broadcast_bytes(content: bytes | None) -> bytes:
         assert content is not None
         return content
     size = from_main(lambda: len(content or b""))
+    if size and content is not None and dist.get_rank() == 0:
+        dist.broadcast(torch.frombuffer(bytearray(content), dtype=torch.uint8), src=0)
+        return content
     buffer = torch.empty(size, dtype=torch.uint8)
-    if content is not None and dist.get_rank() == 0:
-        buffer = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     if size:
         dist.broadcast(buffer, src=0)
     return buffer.numpy().tobytes()

@@ -16,6 +16,7 @@ from attnorm.tracking import check_service
 from attnorm.training import optim
 from attnorm.training.checkpoint import config_differences
 from attnorm.training.precision import resolve_precision
+from attnorm.training.schedule import check_schedule
 from attnorm.training.task import ConfigurableTask
 
 
@@ -60,6 +61,7 @@ def prepare(config: Config, process: Process) -> Config:
     config = replace(config, precision=precision)
     check_service(config.tracking.service)
     optim.check_optimizer(config.optim, process.device)
+    check_schedule(config.schedule)
     task = task_class(config)
     config = task.check(config, placement_of(config, process))
     batches = task.num_train_images(config) // (config.batch_size * process.world_size)

@@ -72,13 +72,15 @@ def run(config: Config, run_dir: Path, console: Console | None = None) -> dict[s
         for message in damage:
             logger.warning("%s", message)
         trainer = build_trainer(config, process, run_dir, loaders)
+        continued = newest is not None
         if newest is not None:
             take_up(trainer, *newest)
+            newest = None  # as large as the run's state, and needed no more
         if trainer.state.epoch == config.epochs:
             logger.info("%s is already finished.", run_dir)
             result = finished_result(trainer)
         else:
-            result = trainer.fit(start_tracking(trainer, console, continued=newest is not None))
+            result = trainer.fit(start_tracking(trainer, console, continued))
         if process.is_main:
             summarize(trainer, console)
         return result

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from attnorm.errors import UserError
+from attnorm.files import written_whole
 
 FORMAT = "attnorm/1"
 REQUIRED = ("format", "model", "config", "epoch", "step")
@@ -49,20 +50,16 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError: it cannot be written; what was at ``path`` is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with written_whole(path) as temporary, temporary.open("wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
     except RuntimeError as error:
         # torch's archive writer covers the reason, such as a full disk, with its own complaint.
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def link_checkpoint(source: Path, target: Path) -> None:
@@ -70,13 +67,11 @@ def link_checkpoint(source: Path, target: Path) -> None:
 
     ``source`` may be replaced later: a replaced name leaves the linked content alone.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    with written_whole(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

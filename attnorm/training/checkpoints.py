@@ -46,8 +46,7 @@ def load_newest(run_dir: Path) -> tuple[tuple[Path, dict[str, Any]] | None, list
     path, damage = distributed.from_main(lambda: found.search(run_dir))
     if path is None:
         return None, damage
-    content = distributed.broadcast_bytes(found.content)
-    return (path, found.state or parse_checkpoint(content, path)), damage
+    return (path, found.shared(path)), damage
 
 
 def load_shared(path: Path) -> dict[str, Any]:
@@ -58,8 +57,7 @@ def load_shared(path: Path) -> dict[str, Any]:
     """
     found = _Found()
     distributed.from_main(lambda: found.read(path))
-    content = distributed.broadcast_bytes(found.content)
-    return found.state or parse_checkpoint(content, path)
+    return found.shared(path)
 
 
 class _Found:
@@ -72,6 +70,11 @@ class _Found:
     def read(self, path: Path) -> None:
         content = read_checkpoint(path)
         self.state, self.content = parse_checkpoint(content, path), content
+
+    def shared(self, path: Path) -> dict[str, Any]:
+        """What rank 0 has read, on every process. Collective."""
+        content = distributed.broadcast_bytes(self.content)
+        return self.state or parse_checkpoint(content, path)
 
     def search(self, run_dir: Path) -> tuple[Path | None, list[str]]:
         damage: list[str] = []

@@ -12,6 +12,15 @@ from attnorm.config import ScheduleConfig, locate
 Curve = Callable[[float, ScheduleConfig, float, float], float]
 
 
+def check_schedule(config: ScheduleConfig) -> None:
+    """Refuse a curve that cannot be had before a run exists: warmup comes first, for hours perhaps.
+
+    Raises:
+        UserError: ``schedule.curve`` cannot be imported.
+    """
+    locate(config.curve, "schedule.curve")
+
+
 def learning_rate(
     config: ScheduleConfig, base: float, step: int, total_steps: int, steps_per_epoch: int
 ) -> float:

@@ -92,7 +92,7 @@ def test_the_time_to_the_first_step_is_that_of_a_real_run(tmp_path: Path) -> Non
 @pytest.mark.parametrize("subject", ["train", "checkpoint"])
 def test_the_trainer_is_measured_as_it_runs(subject: str, tmp_path: Path) -> None:
     target = tmp_path / "result.json"
-    small = ["--arch", "mobilenetv2", "--image-size", "32", "--batch-size", "2", "--steps", "2"]
+    small = ["--arch", "resnet50", "--image-size", "32", "--batch-size", "4", "--steps", "2"]
     assert main([subject, *small, "--repeats", "2", "--json", str(target)]) == 0
     result = json.loads(target.read_text())
     if subject == "train":

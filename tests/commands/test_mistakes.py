@@ -62,6 +62,7 @@ def refused(
         (["norm.layer=nonesuch.Norm"], ["norm.layer=nonesuch.Norm", "no module nonesuch"]),
         (["norm.layer=torch.relu"], ["norm.layer=torch.relu", "not a class"]),
         (["optim.factory=torch.optim.SDG"], ["optim.factory=torch.optim.SDG", "no SDG"]),
+        (["schedule.curve=attnorm.training.schedule.sine"], ["schedule.curve", "no sine"]),
         (["compile=true", "tracking.histograms_every=5"], ["tracking.histograms_every=5"]),
         (["data=imagenet"], ["data.root"]),
         (["data=folder", "data.root=missing"], ["data.root", "missing"]),
