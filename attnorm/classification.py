@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attnorm import distributed
-from attnorm.config import Config
+from attnorm.config import Config, LabelledImagesConfig
 from attnorm.data import build as data
 from attnorm.data.loader import Loader
 from attnorm.distributed import Placement
@@ -43,20 +43,25 @@ class Classification(ConfigurableTask):
     @classmethod
     def check(cls, config: Config, placement: Placement) -> Config:
         """See the base class; fills in the number of classes."""
-        data.check(config.data, config.loader, placement)
-        classes = data.num_classes(config.data, config.loader)
+        if config.detector is not None:
+            raise UserError(
+                f"detector={config.detector.name} needs task=detection and data of boxes, such as"
+                " data=coco."
+            )
+        data.check(labelled_images(config), config.loader, placement)
+        classes = data.num_classes(labelled_images(config), config.loader)
         with torch.device("meta"):  # costs no memory, and names that do not fit show
             build_model(config.arch, config.norm, classes, load_pretrained=False)
         return replace(config, data=replace(config.data, num_classes=classes))
 
     @classmethod
     def num_train_images(cls, config: Config) -> int:
-        return data.num_images(config.data, config.loader, training=True)
+        return data.num_images(labelled_images(config), config.loader, training=True)
 
     @classmethod
     def from_data(cls, config: Config) -> Self:
         """For training: the classes are those of the data."""
-        names = data.class_names(config.data, config.loader)
+        names = data.class_names(labelled_images(config), config.loader)
         return cls(names, config.train.label_smoothing)
 
     @classmethod
@@ -77,7 +82,8 @@ class Classification(ConfigurableTask):
         )
 
     def train_loader(self, config: Config, placement: Placement) -> Loader:
-        return data.build_train_loader(config.data, config.loader, placement, seed=config.seed)
+        images = labelled_images(config)
+        return data.build_train_loader(images, config.loader, placement, seed=config.seed)
 
     def eval_loader(self, config: Config, placement: Placement) -> Loader:
         """The whole validation set, labelled by the task's own classes.
@@ -85,9 +91,9 @@ class Classification(ConfigurableTask):
         Raises:
             UserError: the data cannot be had, or has other classes.
         """
-        data.check(config.data, config.loader, placement, training=False)
+        data.check(labelled_images(config), config.loader, placement, training=False)
         return data.build_eval_loader(
-            config.data, config.loader, placement, class_names=self.class_names
+            labelled_images(config), config.loader, placement, class_names=self.class_names
         )
 
     # ------------------------------------------------------------------ training and evaluation
@@ -139,3 +145,17 @@ class Classification(ConfigurableTask):
 
     def stored(self) -> dict[str, Any]:
         return {"class_names": self.class_names}
+
+
+def labelled_images(config: Config) -> LabelledImagesConfig:
+    """The data of a config whose images have one class each.
+
+    Raises:
+        UserError: they are of another kind.
+    """
+    if not isinstance(config.data, LabelledImagesConfig):
+        raise UserError(
+            f"data={config.data.name} has no class for each image: task=classification trains on"
+            " data=imagenet, folder or digits; task=detection on this one."
+        )
+    return config.data

@@ -26,6 +26,7 @@ from benchmarks.measure import PRECISIONS
 from benchmarks.photos import link
 
 OURS = "attnorm train"
+RIVALS = ("bare loop", "bare loop, memory kept", "timm's parts")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, required=True, help="holds train/CLASS/* (and val/)")
     parser.add_argument("--arch", nargs="+", default=["mobilenetv2"])
     parser.add_argument("--norm", nargs="+", default=["bn"], help="timm takes part with bn")
+    parser.add_argument("--rivals", nargs="*", default=RIVALS, choices=RIVALS)
     parser.add_argument("--images", type=int, help="of the epoch (default: all; they repeat)")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -88,12 +90,14 @@ def contestants(
     rival += ["--workers", str(args.workers), "--precision", args.precision]
     rival += ["--output", str(folder / "weights.pt")]
     start = [sys.executable, "-m", "benchmarks.rivals"]
-    commands = {
-        OURS: [*train, f"hydra.run.dir={folder / 'run'}"],
+    rivals = {
         "bare loop": [*start, "bare", *rival],
         "bare loop, memory kept": [*start, "bare", *rival, "--keep-memory"],
+        "timm's parts": [*start, "timm", *rival],
     }
-    return commands if norm != "bn" else {**commands, "timm's parts": [*start, "timm", *rival]}
+    chosen = [name for name in args.rivals if norm == "bn" or name != "timm's parts"]
+    ours = {OURS: [*train, f"hydra.run.dir={folder / 'run'}"]}
+    return {**ours, **{name: rivals[name] for name in chosen}}
 
 
 def link_images(source: Path, target: Path, images: int | None) -> int:

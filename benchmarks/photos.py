@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from attnorm.config import DataConfig
+from attnorm.config import LabelledImagesConfig
 from attnorm.data.folder import ImageFolder
 
 
@@ -19,9 +19,9 @@ def link(photos: ImageFolder, order: Iterable[int], target: Path) -> None:
         place.symlink_to(photo.resolve())
 
 
-def photo_data(root: Path, args: argparse.Namespace) -> DataConfig:
+def photo_data(root: Path, args: argparse.Namespace) -> LabelledImagesConfig:
     """The folder ``root`` in a benchmark's image size, with its number of workers."""
-    return DataConfig(
+    return LabelledImagesConfig(
         name="photos",
         root=str(root),
         image_size=args.image_size,

@@ -6,7 +6,8 @@ while composing, ``__post_init__`` refuses impossible values before anything is 
 
 from attnorm.config.arguments import read_arguments
 from attnorm.config.compose import compose, compose_node, compose_run
-from attnorm.config.data import DataConfig, LoaderConfig
+from attnorm.config.data import CocoConfig, DataConfig, LabelledImagesConfig, LoaderConfig
+from attnorm.config.detector import CascadeConfig, DetectorConfig, HTCConfig
 from attnorm.config.groups import SCHEMAS, choices, config_directory, load_arch, load_norm
 from attnorm.config.locate import locate
 from attnorm.config.model import (
@@ -17,7 +18,7 @@ from attnorm.config.model import (
     SqueezeConfig,
     SwitchNormConfig,
 )
-from attnorm.config.optim import OptimConfig, ScheduleConfig, SGDConfig
+from attnorm.config.optim import MultistepConfig, OptimConfig, ScheduleConfig, SGDConfig
 from attnorm.config.run import (
     CheckpointConfig,
     Config,
@@ -32,12 +33,18 @@ __all__ = [
     "SCHEMAS",
     "ArchConfig",
     "AttentiveNormConfig",
+    "CascadeConfig",
     "CheckpointConfig",
+    "CocoConfig",
     "Config",
     "DataConfig",
+    "DetectorConfig",
     "EmaConfig",
     "GroupNormConfig",
+    "HTCConfig",
+    "LabelledImagesConfig",
     "LoaderConfig",
+    "MultistepConfig",
     "NormConfig",
     "OptimConfig",
     "SGDConfig",

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from attnorm.config.data import DataConfig, LoaderConfig
+from attnorm.config.data import LoaderConfig
 from attnorm.config.groups import SCHEMAS, choices, config_directory, instantiate
 from attnorm.config.model import ArchConfig
 from attnorm.config.run import Config
@@ -21,7 +21,10 @@ from attnorm.config.stored import with_schema_names
 from attnorm.errors import UserError
 
 # Values that are taken as they are typed, blanks, umlauts, commas and all.
-VERBATIM = ("name", "data.root", "arch.pretrained", "hydra.run.dir", "hydra.searchpath")
+VERBATIM = (
+    *("name", "data.root", "arch.pretrained", "weights"),
+    *("hydra.run.dir", "hydra.searchpath"),
+)
 # Of Hydra's own keys, those that mean something here.
 _HYDRA_KEYS = ("hydra.run.dir", "hydra.searchpath")
 _STORED = "stored"
@@ -90,6 +93,8 @@ def _register(stored: Mapping[str, Any] | None) -> None:
     values = with_schema_names(stored)
     defaults: list[Any] = ["config_schema"]
     for group in [key for key in values if (config_directory() / key).is_dir()]:
+        if values[group] is None:  # a group that the task does not use
+            continue
         node = dict(values.pop(group))
         if "schema" in node:
             node = {"defaults": [{"schema@_here_": node["schema"]}, "_self_"], **node}
@@ -166,7 +171,6 @@ def _close_to(key: str) -> str:
     """Keys that somebody may have meant."""
     schemas: dict[str, list[type[Any]]] = {
         "arch": [ArchConfig],
-        "data": [DataConfig],
         "loader": [LoaderConfig],
         **{group: list(members.values()) for group, members in SCHEMAS.items()},
     }

@@ -11,20 +11,13 @@ from attnorm.config.checks import require, require_choice
 
 @dataclass
 class DataConfig:
-    """An image data set: where it is, how an image becomes a training or evaluation crop."""
+    """What data sets of every task have."""
 
+    schema: str = "labelled_images"
     name: str = MISSING
-    # folder: root/train/CLASS/* and root/val/CLASS/*; digits: built once from scikit-learn.
-    source: str = "folder"
-    # Of source=folder: folder, or the shards that scripts/make_shards.py makes of one.
-    format: str = "folder"
+    source: str = MISSING
     root: str | None = None
     num_classes: int | None = None
-    image_size: int = 224
-    # Short side before the centre crop of an evaluation image.
-    resize_size: int = 256
-    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
-    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
     horizontal_flip: bool = True
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
@@ -32,11 +25,33 @@ class DataConfig:
     workers: int = 4
     # Put the next image in the place of one that cannot be decoded, instead of stopping.
     skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        for key, values in (("data.mean", self.mean), ("data.std", self.std)):
+            require(len(values) == 3, key, values, "three numbers, one per colour channel")
+        require(min(self.std) > 0, "data.std", self.std, "three positive numbers")
+        require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+
+
+@dataclass
+class LabelledImagesConfig(DataConfig):
+    """Images of one class each, and how one becomes a training or evaluation crop."""
+
+    # folder: root/train/CLASS/* and root/val/CLASS/*; digits: built once from scikit-learn.
+    source: str = "folder"
+    # Of source=folder: folder, or the shards that scripts/make_shards.py makes of one.
+    format: str = "folder"
+    image_size: int = 224
+    # Short side before the centre crop of an evaluation image.
+    resize_size: int = 256
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
     # The size of the data set that loader=synthetic stands in for.
     num_train_images: int = 10_000
     num_val_images: int = 1_000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_choice("data.source", self.source, ("folder", "digits"))
         formats = ("folder", "webdataset", "tfrecord") if self.source == "folder" else ("folder",)
         require_choice("data.format", self.format, formats)
@@ -55,10 +70,6 @@ class DataConfig:
         ):
             require(0 < low <= high, key, [low, high], "a pair 0 < low <= high")
         require(self.crop_scale[1] <= 1, "data.crop_scale", self.crop_scale, "at most 1")
-        for key, values in (("data.mean", self.mean), ("data.std", self.std)):
-            require(len(values) == 3, key, values, "three numbers, one per colour channel")
-        require(min(self.std) > 0, "data.std", self.std, "three positive numbers")
-        require(self.workers >= 0, "data.workers", self.workers, "0 or more")
         for key in ("num_train_images", "num_val_images"):
             require(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "at least 1")
 
@@ -66,6 +77,49 @@ class DataConfig:
         values = getattr(self, name)
         require(len(values) == 2, f"data.{name}", values, "a pair of numbers, [low, high]")
         return values[0], values[1]
+
+
+@dataclass
+class CocoConfig(DataConfig):
+    """Images with boxes, masks and classes, in the layout of COCO (Lin et al., 2014)."""
+
+    schema: str = "coco"
+    # coco: root with folders of images and annotations; digit_scenes: made once from the digits.
+    source: str = "coco"
+    # Under root.
+    train_images: str = "train2017"
+    train_annotations: str = "annotations/instances_train2017.json"
+    val_images: str = "val2017"
+    val_annotations: str = "annotations/instances_val2017.json"
+    # Maps of the whole image for HTC: a folder under root (stuffthingmaps), "things" for maps made
+    # from the instances, or null.
+    semantic: str | None = None
+    # Short side of an image in pixels, one of these at random in training, and the most that its
+    # long side may have.
+    train_sizes: list[int] = field(default_factory=lambda: [800])
+    val_size: int = 800
+    max_size: int = 1333
+    # Batches are padded to a multiple of this many pixels.
+    size_divisible: int = 32
+    # Batches of wide images, or of high ones.
+    aspect_groups: bool = True
+    # Images with a shorter side are not trained on.
+    min_side: int = 32
+    # Of source=digit_scenes.
+    num_train_scenes: int = 1_000
+    num_val_scenes: int = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("data.source", self.source, ("coco", "digit_scenes"))
+        sizes = self.train_sizes
+        require(len(sizes) >= 1 and min(sizes) >= 1, "data.train_sizes", sizes, "sides in pixels")
+        for key in ("val_size", "size_divisible", "min_side"):
+            require(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "at least 1")
+        for key in ("num_train_scenes", "num_val_scenes"):
+            require(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "at least 1")
+        largest = max(*sizes, self.val_size)
+        require(self.max_size >= largest, "data.max_size", self.max_size, f"at least {largest}")
 
 
 @dataclass

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from attnorm.config.data import CocoConfig, LabelledImagesConfig
+from attnorm.config.detector import DETECTOR_SCHEMAS
 from attnorm.config.model import (
     ArchConfig,
     AttentiveNormConfig,
@@ -17,7 +19,7 @@ from attnorm.config.model import (
     SqueezeConfig,
     SwitchNormConfig,
 )
-from attnorm.config.optim import OptimConfig, ScheduleConfig, SGDConfig
+from attnorm.config.optim import MultistepConfig, OptimConfig, ScheduleConfig, SGDConfig
 from attnorm.config.run import TaskConfig
 from attnorm.errors import UserError
 
@@ -26,6 +28,8 @@ T = TypeVar("T")
 # By group: the schemas of it that a YAML file can name, "defaults: [{schema@_here_: NAME}]".
 SCHEMAS: Mapping[str, Mapping[str, type[Any]]] = {
     "task": {"base_task": TaskConfig},
+    "data": {"labelled_images": LabelledImagesConfig, "coco": CocoConfig},
+    "detector": DETECTOR_SCHEMAS,
     "norm": {
         "base_norm": NormConfig,
         "group_norm": GroupNormConfig,
@@ -34,7 +38,7 @@ SCHEMAS: Mapping[str, Mapping[str, type[Any]]] = {
         "attentive_norm": AttentiveNormConfig,
     },
     "optim": {"base_optim": OptimConfig, "sgd": SGDConfig},
-    "schedule": {"base_schedule": ScheduleConfig},
+    "schedule": {"base_schedule": ScheduleConfig, "multistep": MultistepConfig},
 }
 _SCHEMA_KEY = "schema@_here_"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from omegaconf import MISSING
@@ -24,6 +25,8 @@ class OptimConfig:
     weight_decay: float = 1e-4
     # Weight decay on scale and offset parameters of normalizers too, as the authors do.
     norm_weight_decay: bool = True
+    # The longest that a step's gradient may be (its L2 norm over all weights); null for no limit.
+    clip_norm: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -36,6 +39,12 @@ class OptimConfig:
             "optim.weight_decay",
             self.weight_decay,
             "0 or more",
+        )
+        require(
+            self.clip_norm is None or self.clip_norm > 0,
+            "optim.clip_norm",
+            self.clip_norm,
+            "positive, or null for no limit",
         )
 
     def factory_options(self) -> dict[str, Any]:
@@ -76,6 +85,10 @@ class ScheduleConfig:
     # Import path of a function (base, config, progress, epoch) -> learning rate.
     curve: str = "attnorm.training.schedule.cosine"
     warmup_epochs: float = 0.0
+    # The warmup in steps, for recipes that state it so; null for warmup_epochs.
+    warmup_steps: int | None = None
+    # What the warmup begins with, as a share of the base rate.
+    warmup_start: float = 0.0
     final_lr: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -83,3 +96,26 @@ class ScheduleConfig:
         for key in ("warmup_epochs", "final_lr"):
             value = getattr(self, key)
             require(is_finite(value) and value >= 0, f"schedule.{key}", value, "0 or more")
+        steps = self.warmup_steps
+        valid = steps is None or (steps >= 0 and self.warmup_epochs == 0)
+        wanted = "0 or more with schedule.warmup_epochs=0, or null"
+        require(valid, "schedule.warmup_steps", steps, wanted)
+        start = self.warmup_start
+        require(0 <= start < 1, "schedule.warmup_start", start, "in [0, 1)")
+
+
+@dataclass
+class MultistepConfig(ScheduleConfig):
+    """The base rate, multiplied by ``gamma`` after each epoch of ``milestones``."""
+
+    schema: str = "multistep"
+    name: str = "multistep"
+    curve: str = "attnorm.training.schedule.multistep"
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rising = all(a < b for a, b in pairwise([0.0, *self.milestones]))
+        require(rising, "schedule.milestones", self.milestones, "epochs, each after the last")
+        require(0 < self.gamma < 1, "schedule.gamma", self.gamma, "between 0 and 1")

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from attnorm.config.checks import require, require_choice
 from attnorm.config.data import DataConfig, LoaderConfig
+from attnorm.config.detector import DetectorConfig
 from attnorm.config.model import ArchConfig, NormConfig
 from attnorm.config.optim import OptimConfig, ScheduleConfig
 
@@ -21,7 +22,7 @@ class TaskConfig:
 
     schema: str = "base_task"
     name: str = "classification"
-    # Import path of a class that fulfils attnorm.run.problem.Problem.
+    # Import path of a class that fulfils attnorm.training.task.ConfigurableTask.
     task_class: str = "attnorm.classification.Classification"
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -97,6 +98,11 @@ class Config:
     name: str = MISSING
     task: TaskConfig = field(default_factory=TaskConfig)
     arch: ArchConfig = MISSING
+    # What stands on the backbone, for task=detection alone.
+    detector: DetectorConfig | None = None
+    # Weights that a detector's backbone begins with: a checkpoint of a classification run, a .pth
+    # or .safetensors file, or "timm", its own.
+    weights: str | None = None
     norm: NormConfig = MISSING
     data: DataConfig = MISSING
     loader: LoaderConfig = MISSING
@@ -158,6 +164,12 @@ class Config:
             "tracking.histograms_every",
             self.tracking.histograms_every,
             "null with compile=true, which does not let it look into the model",
+        )
+        require(
+            (self.detector is not None) or self.weights is None,
+            "weights",
+            self.weights,
+            "null without a detector: a classifier begins with arch.pretrained",
         )
         require(
             self.schedule.warmup_epochs < self.epochs,

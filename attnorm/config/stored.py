@@ -17,6 +17,14 @@ from attnorm.errors import UserError
 _OWN = ("attnorm.", "torch.nn.", "timm.layers.")
 _allowed: set[str] = set()
 
+# What a group was before it named its schema.
+_FIRST_SCHEMAS = {
+    "norm": None,
+    "data": "labelled_images",
+    "optim": "sgd",
+    "schedule": "base_schedule",
+}
+
 
 def to_container(config: Config) -> dict[str, Any]:
     """The config as plain dicts, lists, strings and numbers."""
@@ -46,7 +54,7 @@ def with_schema_names(container: Mapping[str, Any]) -> dict[str, Any]:
         UserError: a group of keys that no schema of this version has.
     """
     values = dict(container)
-    for group, older in (("norm", None), ("optim", "sgd"), ("schedule", "base_schedule")):
+    for group, older in _FIRST_SCHEMAS.items():
         if group in values and "schema" not in values[group]:
             values[group] = {"schema": older or _norm_schema(values[group]), **values[group]}
     return values
@@ -56,7 +64,7 @@ def _with_schemas(container: Mapping[str, Any]) -> dict[str, Any]:
     """The container with its groups merged into the schemas that they name."""
     values = with_schema_names(container)
     for group, known in SCHEMAS.items():
-        if group not in values:
+        if values.get(group) is None:
             continue
         name = values[group].get("schema")
         if name not in known:

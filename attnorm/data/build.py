@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from attnorm.config import DataConfig, LoaderConfig
+from attnorm.config import LabelledImagesConfig, LoaderConfig
 from attnorm.config.locate import locate
 from attnorm.data.decode import Transform
 from attnorm.data.digits import digits_root
@@ -30,7 +30,11 @@ _DALI_PACKAGES = "attnorm[cuda13] or attnorm[cuda12]"
 
 
 def check(
-    config: DataConfig, loader: LoaderConfig, placement: Placement, *, training: bool = True
+    config: LabelledImagesConfig,
+    loader: LoaderConfig,
+    placement: Placement,
+    *,
+    training: bool = True,
 ) -> None:
     """Refuse what cannot work, before anything else of a run exists.
 
@@ -60,12 +64,12 @@ def check(
         )
 
 
-def num_classes(config: DataConfig, loader: LoaderConfig) -> int:
+def num_classes(config: LabelledImagesConfig, loader: LoaderConfig) -> int:
     """``data.num_classes``, or as many as there are class folders."""
     return len(class_names(config, loader))
 
 
-def class_names(config: DataConfig, loader: LoaderConfig) -> list[str]:
+def class_names(config: LabelledImagesConfig, loader: LoaderConfig) -> list[str]:
     """The classes in the order of their labels: the class folders by name.
 
     Raises:
@@ -82,7 +86,7 @@ def class_names(config: DataConfig, loader: LoaderConfig) -> list[str]:
     return list(classes)
 
 
-def num_images(config: DataConfig, loader: LoaderConfig, training: bool) -> int:
+def num_images(config: LabelledImagesConfig, loader: LoaderConfig, training: bool) -> int:
     """Images in the training set, or in the one for evaluation."""
     if loader.name == "synthetic":
         own = config.num_train_images if training else config.num_val_images
@@ -91,7 +95,7 @@ def num_images(config: DataConfig, loader: LoaderConfig, training: bool) -> int:
 
 
 def build_train_loader(
-    config: DataConfig, loader: LoaderConfig, placement: Placement, *, seed: int
+    config: LabelledImagesConfig, loader: LoaderConfig, placement: Placement, *, seed: int
 ) -> Loader:
     """Augmented training images in a new order every epoch, whole batches only."""
     images = None if loader.name == "synthetic" else _splits(config, training=True)[0]
@@ -114,7 +118,7 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    config: DataConfig,
+    config: LabelledImagesConfig,
     loader: LoaderConfig,
     placement: Placement,
     *,
@@ -171,7 +175,7 @@ def _has_dali() -> bool:
 
 
 def _build(
-    config: DataConfig,
+    config: LabelledImagesConfig,
     loader: LoaderConfig,
     placement: Placement,
     images: ImageSource | None,
@@ -221,7 +225,7 @@ def _own_loader(path: str) -> Callable[..., Loader]:
     return own
 
 
-def _root(config: DataConfig) -> Path:
+def _root(config: LabelledImagesConfig) -> Path:
     if config.source == "digits":
         return digits_root(config.root)
     if config.root is None:
@@ -232,7 +236,7 @@ def _root(config: DataConfig) -> Path:
     return Path(config.root).expanduser().absolute()
 
 
-def _splits(config: DataConfig, training: bool) -> tuple[ImageSource, ...]:
+def _splits(config: LabelledImagesConfig, training: bool) -> tuple[ImageSource, ...]:
     """(train, val), or val alone where ``train/`` is absent and not needed, on common labels."""
     root = _root(config)
     if not root.is_dir():

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from attnorm.classification import labelled_images
 from attnorm.data.decode import BrokenImageError, Transform, decode_rgb
 from attnorm.data.names import readable
 from attnorm.data.normalize import PixelNormalization
@@ -42,7 +43,7 @@ def read_image(path: Path, trained: Trained) -> Tensor:
     Raises:
         UserError: no such file, or not an image.
     """
-    data = trained.config.data
+    data = labelled_images(trained.config)
     if not path.is_file():
         raise UserError(f"{path} does not exist: check the path.")
     try:

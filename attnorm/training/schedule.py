@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from attnorm.config import ScheduleConfig, locate
+from attnorm.config import MultistepConfig, ScheduleConfig, locate
 
 # (base, config, progress, epoch) -> learning rate, progress being the share of the way from the end
 # of the warmup to the end of training, and epoch the epochs done, fractions included.
@@ -31,14 +31,30 @@ def learning_rate(
     Raises:
         UserError: ``schedule.curve`` cannot be imported.
     """
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    warmup_steps = config.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
-        return base * (step + 1) / warmup_steps
+        return base * _warmup(config.warmup_start, step, warmup_steps)
     curve: Curve = locate(config.curve, "schedule.curve")
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return curve(base, config, progress, step / steps_per_epoch)
 
 
+def _warmup(start: float, step: int, steps: int) -> float:
+    """Linear from ``start``; from 0 the first step is not lost."""
+    if start == 0:
+        return (step + 1) / steps
+    return start + (1 - start) * step / steps
+
+
 def cosine(base: float, config: ScheduleConfig, progress: float, epoch: float) -> float:
     """Half a cosine from ``base`` to ``final_lr``, which it would reach at the end (§4.1)."""
     return config.final_lr + (base - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def multistep(base: float, config: ScheduleConfig, progress: float, epoch: float) -> float:
+    """``base``, times ``gamma`` for every milestone that has been passed."""
+    assert isinstance(config, MultistepConfig)
+    passed = sum(epoch >= milestone for milestone in config.milestones)
+    return max(base * config.gamma**passed, config.final_lr)

@@ -29,6 +29,7 @@ class TrainingStep:
     def __init__(self, config: Config, task: Task, state: TrainState, precision: Precision) -> None:
         self.task, self.state, self.precision = task, state, precision
         self.accumulation = config.grad_accumulation
+        self._clip_norm = config.optim.clip_norm
         self._replays_graphs = config.compile and config.compile_mode in GRAPH_MODES
         if config.compile:
             state.model.compile(mode=config.compile_mode)
@@ -69,7 +70,10 @@ class TrainingStep:
                 state.scaler.scale(output.loss / self.accumulation).backward()
                 clock.mark(after_backward)
             state.meter.update(output, state.step)
-        grad_norm = self._gradient_norm() if measure_gradient else None
+        clip = self._clip_norm is not None
+        grad_norm = self._gradient_norm() if measure_gradient or clip else None
+        if grad_norm is not None and clip:
+            self._clip(grad_norm)
         self._update()
         clock.mark("optimizer")
         return grad_norm
@@ -78,6 +82,12 @@ class TrainingStep:
         self.state.scaler.unscale_(self.state.optimizer)
         grads = [p.grad for p in self.state.model.parameters() if p.grad is not None]
         return nn.utils.get_total_norm(grads)
+
+    def _clip(self, grad_norm: Tensor) -> None:
+        """Shorten the gradient to ``optim.clip_norm``; one that is not finite stays so."""
+        assert self._clip_norm is not None
+        parameters = list(self.state.model.parameters())
+        nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, grad_norm)
 
     def _update(self) -> None:
         state, scaler = self.state, self.state.scaler

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attnorm.config import DataConfig, LoaderConfig
+from attnorm.config import LabelledImagesConfig, LoaderConfig
 from attnorm.data import build
 from attnorm.data.loader import Loader
 from attnorm.data.prepare.shards import write_shards
@@ -88,7 +88,9 @@ def make(photos: Path) -> Iterator[Make]:
 
     def build_loader(name: str, *, training: bool = True, **options: Any) -> Loader:
         small = {"root": str(photos), "image_size": 48, "resize_size": 56, "workers": 2}
-        data = DataConfig(name="folder", **(small | _taken(options, DataConfig)))
+        data = LabelledImagesConfig(
+            name="folder", **(small | _taken(options, LabelledImagesConfig))
+        )
         where = {"device": CPU, "batch_size": 8} | _taken(options, Placement)
         arguments = (data, LoaderConfig(name=name), Placement(**where))
         if training:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnorm.config import DataConfig, LoaderConfig
+from attnorm.config import LabelledImagesConfig, LoaderConfig
 from attnorm.data import build
 from attnorm.data.decode import Transform
 from attnorm.data.folder import ImageFolder, scan
@@ -35,7 +35,7 @@ def check(
     loader: LoaderConfig = TORCH,
     num_classes: int | None = None,
 ) -> None:
-    data = DataConfig(
+    data = LabelledImagesConfig(
         name="folder", root=None if root is None else str(root), num_classes=num_classes
     )
     placement = Placement(CPU, batch_size, world_size=world_size)
@@ -53,7 +53,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_sound_folder_is_accepted_and_its_classes_counted(root: Path) -> None:
     check(root, batch_size=6, num_classes=2)
-    data = DataConfig(name="folder", root=str(root))
+    data = LabelledImagesConfig(name="folder", root=str(root))
     assert build.num_classes(data, TORCH) == 2
     assert build.class_names(data, TORCH) == ["ant", "bee"]
 
@@ -79,7 +79,7 @@ def test_a_missing_split_is_named(root: Path, split: str) -> None:
 def test_an_evaluation_needs_no_training_images(root: Path) -> None:
     shutil.rmtree(root / "train")
     check(root, training=False, num_classes=2, batch_size=100)
-    data = DataConfig(name="folder", root=str(root))
+    data = LabelledImagesConfig(name="folder", root=str(root))
     loader = build.build_eval_loader(data, TORCH, IN_THREES)
     assert loader.num_images == 4
     loader.close()
@@ -131,14 +131,14 @@ def test_dali_that_is_not_installed_is_refused_or_passed_over(
     monkeypatch.setattr(build, "_has_dali", lambda: False)
     with pytest.raises(UserError, match=r"DALI is not installed: install attnorm\[cuda13\]"):
         check(root, loader=LoaderConfig(name="dali"))
-    data = DataConfig(name="folder", root=str(root), workers=0)
+    data = LabelledImagesConfig(name="folder", root=str(root), workers=0)
     loader = build.build_eval_loader(data, LoaderConfig(name="auto"), IN_THREES)
     assert loader.name == "torch"
     assert "not installed" in loader.reason
 
 
 def test_auto_says_what_it_chose_and_why(root: Path) -> None:
-    data = DataConfig(name="folder", root=str(root), workers=1)
+    data = LabelledImagesConfig(name="folder", root=str(root), workers=1)
     loader = build.build_eval_loader(data, LoaderConfig(name="auto"), IN_THREES)
     assert (loader.name, loader.reason.count("\n")) == ("dali", 0)
     assert loader.reason
@@ -164,7 +164,9 @@ class OwnLoader(Loader):
 def test_an_own_loader_is_built_like_ours(root: Path) -> None:
     loader = LoaderConfig(name="own", prefetch=5, loader_class=f"{__name__}.OwnLoader")
     check(root, loader=loader)
-    data = DataConfig(name="folder", root=str(root), workers=3, image_size=8, resize_size=9)
+    data = LabelledImagesConfig(
+        name="folder", root=str(root), workers=3, image_size=8, resize_size=9
+    )
     placement = Placement(CPU, 2, dtype=torch.bfloat16, channels_last=False)
     own = build.build_train_loader(data, loader, placement, seed=0)
     assert isinstance(own, OwnLoader)
@@ -212,7 +214,9 @@ def test_images_may_lie_deeper_and_names_may_hold_any_byte(root: Path) -> None:
     fill(root / "train" / "ant" / "more" / "of them", 1)
     odd = root / "train" / "bee" / "naïve 画.jpeg"
     (root / "train" / "bee" / "0000.JPEG").rename(odd)
-    data = DataConfig(name="folder", root=str(root), image_size=8, resize_size=8, workers=1)
+    data = LabelledImagesConfig(
+        name="folder", root=str(root), image_size=8, resize_size=8, workers=1
+    )
     assert str(odd) in {scan(root / "train").path(index) for index in range(7)}
     for name in ("torch", "dali"):
         loader = build.build_train_loader(
@@ -245,7 +249,9 @@ def test_a_root_may_have_any_name(root: Path, folder: str, name: str) -> None:
 
 def batches(root: Path, name: str) -> list[Tensor]:
     """Training images of an epoch, then those of an evaluation."""
-    data = DataConfig(name="folder", root=str(root), image_size=16, resize_size=16, workers=1)
+    data = LabelledImagesConfig(
+        name="folder", root=str(root), image_size=16, resize_size=16, workers=1
+    )
     loaders = (
         build.build_train_loader(data, LoaderConfig(name=name), IN_THREES, seed=0),
         build.build_eval_loader(data, LoaderConfig(name=name), IN_THREES),
@@ -257,7 +263,7 @@ def batches(root: Path, name: str) -> list[Tensor]:
 
 
 def test_synthetic_batches_cost_nothing_and_need_no_data() -> None:
-    data = DataConfig(name="imagenet", num_classes=7, image_size=16, resize_size=16)
+    data = LabelledImagesConfig(name="imagenet", num_classes=7, image_size=16, resize_size=16)
     placement = Placement(CPU, batch_size=8, dtype=torch.float16, rank=1, world_size=3)
     synthetic = LoaderConfig(name="synthetic", images=100)
     loader = build.build_train_loader(data, synthetic, placement, seed=0)

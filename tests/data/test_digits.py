@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from attnorm.config import DataConfig, LoaderConfig
+from attnorm.config import LabelledImagesConfig, LoaderConfig
 from attnorm.data import build
 from attnorm.data.digits import digits_root
 from attnorm.data.folder import scan
@@ -94,7 +94,9 @@ def test_an_interrupted_build_is_not_taken_for_a_finished_one(tmp_path: Path) ->
 
 
 def test_the_folder_can_be_chosen_and_must_be_free(tmp_path: Path) -> None:
-    chosen = DataConfig(name="digits", source="digits", root=str(tmp_path / "mine"), num_classes=10)
+    chosen = LabelledImagesConfig(
+        name="digits", source="digits", root=str(tmp_path / "mine"), num_classes=10
+    )
     build.check(chosen, LoaderConfig(name="torch"), Placement(CPU, batch_size=8))
     assert len(contents(tmp_path / "mine")) == 1797
 

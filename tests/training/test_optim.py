@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from attnorm import AttentiveNorm2d, create_model
-from attnorm.config import OptimConfig, ScheduleConfig, SGDConfig
+from attnorm.config import MultistepConfig, OptimConfig, ScheduleConfig, SGDConfig
 from attnorm.training import optim
 from attnorm.training.schedule import learning_rate
 
@@ -30,6 +30,18 @@ def test_warmup_is_linear_and_ends_at_the_base_rate() -> None:
     assert curve[:20] == pytest.approx([0.2 * (step + 1) / 20 for step in range(20)])
     assert curve[20] == 0.2
     assert curve[60] == pytest.approx(0.1)
+
+
+def test_a_warmup_may_be_stated_in_steps_and_begin_above_zero() -> None:
+    schedule = MultistepConfig(milestones=[16, 22], warmup_steps=500, warmup_start=1 / 3)
+    rates = [learning_rate(schedule, 0.02, step, 24_000, 1_000) for step in (0, 250, 499, 500)]
+    assert rates == pytest.approx([0.02 / 3, 0.02 * 2 / 3, 0.02 * (1 - 2 / 3 / 500), 0.02])
+
+
+def test_the_multistep_schedule_falls_at_its_milestones_and_nowhere_else() -> None:
+    schedule = MultistepConfig(milestones=[2, 3.5], gamma=0.1)
+    rates = [learning_rate(schedule, 0.5, step, 40, 10) for step in range(40)]
+    assert rates == pytest.approx([0.5] * 20 + [0.05] * 15 + [0.005] * 5)
 
 
 def test_the_learning_rate_scales_linearly_with_the_global_batch() -> None:

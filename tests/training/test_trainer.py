@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from attnorm.errors import UserError
 from attnorm.training import checkpoint
+from attnorm.training.schedule import learning_rate
 from tests.training.memory import (
     CLASSES,
     MemoryLoader,
@@ -44,6 +45,28 @@ def test_training_is_sgd_on_the_cosine_by_the_book(tmp_path: Path) -> None:
         trainer.state.model.named_parameters(), model.parameters(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_long_gradient_is_shortened_as_torch_does_it(tmp_path: Path) -> None:
+    config = make_config(**{"optim.clip_norm": 0.05}, channels_last="false", epochs=1)
+    trainer = make_trainer(tmp_path, config)
+    model = copy.deepcopy(trainer.state.model)
+    book = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-4)
+    norms = []
+    for step, (images, labels) in enumerate(
+        MemoryLoader(*stripes(60, CLASSES), 10, shuffle=True).epoch(0)
+    ):
+        book.param_groups[0]["lr"] = learning_rate(config.schedule, 2.0 * 10 / 512, step, 6, 6)
+        book.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), 0.05)))
+        book.step()
+    trainer.fit(make_tracker(tmp_path))
+    assert min(norms) > 0.05, "the limit was felt"
+    for ours, theirs in zip(trainer.state.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    logged = [line["grad_norm"] for line in metrics(tmp_path, "train")]
+    assert logged[-1] == pytest.approx(norms[-1], rel=1e-3), "the log has the length before"
 
 
 def test_it_learns_and_keeps_the_best_epoch(tmp_path: Path) -> None:
