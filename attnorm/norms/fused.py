@@ -309,8 +309,8 @@ def passes_for(x: Tensor) -> Passes:
         return _PLAIN
     if x.is_cuda or KERNELS == "triton":
         return _triton() or _PLAIN
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        return native.load() or _PLAIN
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
+        return native.load(x.dtype) or _PLAIN
     return _PLAIN
 
 

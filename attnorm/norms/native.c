@@ -1,4 +1,7 @@
-/* The passes of Attentive Normalization over float32 activations on a CPU.
+/* The passes of Attentive Normalization over float32 or bfloat16 activations on a CPU.
+ *
+ * An activation's elements are of type "element", float or, compiled with -DBFLOAT16, the upper half
+ * of one; all arithmetic is on floats, and so is everything smaller than an activation.
  *
  * Plain C with OpenMP and no header of torch, so it compiles in about a second and does not depend
  * on torch's version. An activation is dense, N x C x P (P = H*W); channels_last says whether the
@@ -12,6 +15,24 @@ typedef ptrdiff_t idx;
 #define INLINE static inline __attribute__((always_inline))
 /* 64 x 64 floats stay in the first-level cache for a second look. */
 enum { CHANNEL_BLOCK = 64, PIXEL_BLOCK = 64, AHEAD = 8 };
+
+#ifdef BFLOAT16
+typedef unsigned short element;
+static inline float get(element e) {
+  union { unsigned bits; float value; } u = {.bits = (unsigned)e << 16};
+  return u.value;
+}
+/* Rounded to the nearest, to the even one of two; what is not a number stays none. */
+static inline element put(float value) {
+  union { float value; unsigned bits; } u = {.value = value};
+  const unsigned rounded = (u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16;
+  return (element)((u.bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+#else
+typedef float element;
+static inline float get(element e) { return e; }
+static inline element put(float value) { return value; }
+#endif
 
 static inline idx least(idx a, idx b) { return a < b ? a : b; }
 
@@ -34,8 +55,8 @@ static inline idx pixel_bands(idx n, idx p, int threads) {
   }
 
 /* Blocks of channels are short pieces of memory far apart, which a processor does not foresee. */
-INLINE void foresee(const float *row, const int width) {
-  for (int k = 0; k < width; k += 16) __builtin_prefetch(row + k);
+INLINE void foresee(const element *row, const int width) {
+  for (int k = 0; k < width; k += 64 / (int)sizeof(element)) __builtin_prefetch(row + k);
 }
 
 /* The gradient, or 0 where relu cut the value. An argument is loaded in any case, which is what lets
@@ -55,6 +76,16 @@ typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int mask_lanes __attribute__((vector_size(64)));
 enum { LANES = 16 };
 
+#ifdef BFLOAT16
+typedef unsigned short half_words __attribute__((vector_size(32), aligned(2), may_alias));
+typedef unsigned words __attribute__((vector_size(64)));
+static inline lanes get_lanes(const element *at) {
+  return (lanes)(__builtin_convertvector(*(const half_words *)at, words) << 16);
+}
+#else
+static inline lanes get_lanes(const element *at) { return *(const lanes *)at; }
+#endif
+
 static inline float lane_sum(lanes v) {
   typedef float half_lanes __attribute__((vector_size(32)));
   typedef float quarter_lanes __attribute__((vector_size(16)));
@@ -73,21 +104,21 @@ static inline float dot(const float *a, const float *b, idx size) {
   return lane_sum(sums) + rest;
 }
 
-static inline void row_moments(const float *row, idx size, float *mean, float *var) {
+static inline void row_moments(const element *row, idx size, float *mean, float *var) {
   const idx whole = size / LANES * LANES;
   lanes sums = {0}, rests = {0}, squares = {0};
   float sum = 0, rest = 0, square = 0;
-  for (idx p = 0; p < whole; p += LANES) sums += *(const lanes *)(row + p);
-  for (idx p = whole; p < size; p++) sum += row[p];
+  for (idx p = 0; p < whole; p += LANES) sums += get_lanes(row + p);
+  for (idx p = whole; p < size; p++) sum += get(row[p]);
   const float centre = (lane_sum(sums) + sum) / (float)size;
   /* The deviations' own sum is the rounding error of the first. */
   for (idx p = 0; p < whole; p += LANES) {
-    const lanes d = *(const lanes *)(row + p) - centre;
+    const lanes d = get_lanes(row + p) - centre;
     rests += d;
     squares += d * d;
   }
   for (idx p = whole; p < size; p++) {
-    const float d = row[p] - centre;
+    const float d = get(row[p]) - centre;
     rest += d;
     square += d * d;
   }
@@ -98,7 +129,7 @@ static inline void row_moments(const float *row, idx size, float *mean, float *v
 }
 
 /* Blocks of pixels, each centred on its own mean, are merged as Chan et al. merge samples. */
-static void column_moments(const float *x, idx stride, idx width, idx size, float *restrict mean,
+static void column_moments(const element *x, idx stride, idx width, idx size, float *restrict mean,
                            float *restrict var) {
   float sum[CHANNEL_BLOCK], squares[CHANNEL_BLOCK];
   for (idx from = 0; from < width; from += CHANNEL_BLOCK) {
@@ -106,19 +137,19 @@ static void column_moments(const float *x, idx stride, idx width, idx size, floa
     float *restrict m = mean + from, *restrict v = var + from;
     for (idx begin = 0; begin < size; begin += PIXEL_BLOCK) {
       const idx count = least(PIXEL_BLOCK, size - begin);
-      const float *rows = x + begin * stride + from;
+      const element *rows = x + begin * stride + from;
       for (idx c = 0; c < w; c++) sum[c] = squares[c] = 0;
       for (idx p = 0; p < count; p++) {
-        const float *row = rows + p * stride;
+        const element *row = rows + p * stride;
 #pragma omp simd
-        for (idx c = 0; c < w; c++) sum[c] += row[c];
+        for (idx c = 0; c < w; c++) sum[c] += get(row[c]);
       }
       for (idx c = 0; c < w; c++) sum[c] /= (float)count;
       for (idx p = 0; p < count; p++) {
-        const float *row = rows + p * stride;
+        const element *row = rows + p * stride;
 #pragma omp simd
         for (idx c = 0; c < w; c++) {
-          const float d = row[c] - sum[c];
+          const float d = get(row[c]) - sum[c];
           squares[c] += d * d;
         }
       }
@@ -139,7 +170,7 @@ static void column_moments(const float *x, idx stride, idx width, idx size, floa
 }
 
 /* Of ``width`` channels of one instance, whose pixels x points to. */
-static void moments(const float *x, float *mean, float *var, idx c, idx p, idx from, idx width,
+static void moments(const element *x, float *mean, float *var, idx c, idx p, idx from, idx width,
                     int channels_last) {
   if (channels_last)
     column_moments(x + from, c, width, p, mean + from, var + from);
@@ -149,38 +180,38 @@ static void moments(const float *x, float *mean, float *var, idx c, idx p, idx f
 
 /* y = gain * rstd * (x - centre) + offset, negative values cut to 0 if relu. Instances are taken
  * in the opposite order of the pass before, so its last ones are still in the cache. */
-INLINE void apply_columns(const float *x, const float *gain, const float *offset,
-                          const float *centre, const float *rstd, float *y, idx stride, idx size,
+INLINE void apply_columns(const element *x, const float *gain, const float *offset,
+                          const float *centre, const float *rstd, element *y, idx stride, idx size,
                           const int width, const int relu) {
   float scale[CHANNEL_BLOCK], shift[CHANNEL_BLOCK], middle[CHANNEL_BLOCK];
   for (int k = 0; k < width; k++)
     scale[k] = gain[k] * rstd[k], shift[k] = offset[k], middle[k] = centre[k];
   for (idx j = 0; j < size; j++) {
-    const float *restrict in = x + j * stride;
-    float *restrict out = y + j * stride;
+    const element *restrict in = x + j * stride;
+    element *restrict out = y + j * stride;
     foresee(in + AHEAD * stride, width);
 #pragma omp simd
     for (int k = 0; k < width; k++) {
-      const float value = scale[k] * (in[k] - middle[k]) + shift[k];
-      out[k] = relu && !(value > 0) ? 0 : value;
+      const float value = scale[k] * (get(in[k]) - middle[k]) + shift[k];
+      out[k] = put(relu && !(value > 0) ? 0 : value);
     }
   }
 }
 
-INLINE void apply_pass(const float *x, const float *gain, const float *offset, const float *centre,
-                       const float *rstd, float *y, idx n, idx c, idx p, int channels_last,
+INLINE void apply_pass(const element *x, const float *gain, const float *offset, const float *centre,
+                       const float *rstd, element *y, idx n, idx c, idx p, int channels_last,
                        const int relu, int threads) {
   if (!channels_last) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (idx task = 0; task < n * c; task++) {
       const idx k = task % c, i = (n - 1 - task / c) * c + k;
       const float scale = gain[i] * rstd[k], shift = offset[i], m = centre[k];
-      const float *restrict in = x + i * p;
-      float *restrict out = y + i * p;
+      const element *restrict in = x + i * p;
+      element *restrict out = y + i * p;
 #pragma omp simd
       for (idx j = 0; j < p; j++) {
-        const float value = scale * (in[j] - m) + shift;
-        out[j] = relu && !(value > 0) ? 0 : value;
+        const float value = scale * (get(in[j]) - m) + shift;
+        out[j] = put(relu && !(value > 0) ? 0 : value);
       }
     }
     return;
@@ -202,8 +233,8 @@ INLINE void apply_pass(const float *x, const float *gain, const float *offset, c
   }
 }
 
-void attnorm_apply(const float *x, const float *affine, const float *centre, const float *rstd,
-                   float *y, idx n, idx c, idx p, int channels_last, int relu, int threads) {
+void attnorm_apply(const element *x, const float *affine, const float *centre, const float *rstd,
+                   element *y, idx n, idx c, idx p, int channels_last, int relu, int threads) {
   const float *offset = affine + n * c;
   if (relu)
     apply_pass(x, affine, offset, centre, rstd, y, n, c, p, channels_last, 1, threads);
@@ -213,7 +244,7 @@ void attnorm_apply(const float *x, const float *affine, const float *centre, con
 
 /* Sums over the pixels of an instance: of dy, dy * (x - centre) and x - centre; where relu cut the
  * output, dy counts as 0. */
-INLINE void reduce_columns(const float *dy, const float *x, const float *gain, const float *offset,
+INLINE void reduce_columns(const element *dy, const element *x, const float *gain, const float *offset,
                            const float *centre, const float *rstd, float *first, float *second,
                            float *third, idx stride, idx size, const int width, const int relu) {
   float scale[CHANNEL_BLOCK], shift[CHANNEL_BLOCK], middle[CHANNEL_BLOCK];
@@ -223,12 +254,12 @@ INLINE void reduce_columns(const float *dy, const float *x, const float *gain, c
     a[k] = b[k] = d[k] = 0;
   }
   for (idx j = 0; j < size; j++) {
-    const float *restrict in = x + j * stride, *restrict grad = dy + j * stride;
+    const element *restrict in = x + j * stride, *restrict grad = dy + j * stride;
     foresee(in + AHEAD * stride, width), foresee(grad + AHEAD * stride, width);
 #pragma omp simd
     for (int k = 0; k < width; k++) {
-      const float from_centre = in[k] - middle[k];
-      const float g = uncut(grad[k], scale[k] * from_centre + shift[k], relu);
+      const float from_centre = get(in[k]) - middle[k];
+      const float g = uncut(get(grad[k]), scale[k] * from_centre + shift[k], relu);
       a[k] += g;
       b[k] += g * from_centre;
       d[k] += from_centre;
@@ -237,22 +268,22 @@ INLINE void reduce_columns(const float *dy, const float *x, const float *gain, c
   for (int k = 0; k < width; k++) first[k] = a[k], second[k] = b[k], third[k] = d[k];
 }
 
-INLINE void reduce_row(const float *dy, const float *x, float scale, float shift, float centre,
+INLINE void reduce_row(const element *dy, const element *x, float scale, float shift, float centre,
                        float *first, float *second, float *third, idx size, const int relu) {
   const idx whole = size / LANES * LANES;
   lanes as = {0}, bs = {0}, ds = {0};
   float a = 0, b = 0, d = 0;
   for (idx j = 0; j < whole; j += LANES) {
-    const lanes from_centre = *(const lanes *)(x + j) - centre;
-    lanes g = *(const lanes *)(dy + j);
+    const lanes from_centre = get_lanes(x + j) - centre;
+    lanes g = get_lanes(dy + j);
     if (relu) g = (lanes)((mask_lanes)g & (scale * from_centre + shift > 0));
     as += g;
     bs += g * from_centre;
     ds += from_centre;
   }
   for (idx j = whole; j < size; j++) {
-    const float from_centre = x[j] - centre;
-    const float g = uncut(dy[j], scale * from_centre + shift, relu);
+    const float from_centre = get(x[j]) - centre;
+    const float g = uncut(get(dy[j]), scale * from_centre + shift, relu);
     a += g;
     b += g * from_centre;
     d += from_centre;
@@ -261,7 +292,7 @@ INLINE void reduce_row(const float *dy, const float *x, float scale, float shift
 }
 
 /* The channels from ``from`` to ``end`` of one instance, whose pixels dy and x point to. */
-INLINE void reduce(const float *dy, const float *x, const float *gain, const float *offset,
+INLINE void reduce(const element *dy, const element *x, const float *gain, const float *offset,
                    const float *centre, const float *rstd, float *first, float *second,
                    float *third, idx c, idx p, idx from, idx end, int channels_last,
                    const int relu) {
@@ -282,9 +313,9 @@ INLINE void reduce(const float *dy, const float *x, const float *gain, const flo
 }
 
 /* dx = gain * rstd * dy + slope * (x - centre) + shift, slope per channel, shift per instance. */
-INLINE void gradient_columns(const float *dy, const float *x, const float *gain,
+INLINE void gradient_columns(const element *dy, const element *x, const float *gain,
                              const float *offset, const float *centre, const float *rstd,
-                             const float *slope, const float *shift, float *dx, idx stride,
+                             const float *slope, const float *shift, element *dx, idx stride,
                              idx size, const int width, const int relu) {
   float scale[CHANNEL_BLOCK], cut[CHANNEL_BLOCK], middle[CHANNEL_BLOCK];
   float incline[CHANNEL_BLOCK], constant[CHANNEL_BLOCK];
@@ -293,21 +324,21 @@ INLINE void gradient_columns(const float *dy, const float *x, const float *gain,
     incline[k] = slope[k], constant[k] = shift[k];
   }
   for (idx j = 0; j < size; j++) {
-    const float *restrict in = x + j * stride, *restrict grad = dy + j * stride;
+    const element *restrict in = x + j * stride, *restrict grad = dy + j * stride;
     foresee(in + AHEAD * stride, width), foresee(grad + AHEAD * stride, width);
-    float *restrict out = dx + j * stride;
+    element *restrict out = dx + j * stride;
 #pragma omp simd
     for (int k = 0; k < width; k++) {
-      const float from_centre = in[k] - middle[k];
-      const float g = uncut(grad[k], scale[k] * from_centre + cut[k], relu);
-      out[k] = scale[k] * g + (incline[k] * from_centre + constant[k]);
+      const float from_centre = get(in[k]) - middle[k];
+      const float g = uncut(get(grad[k]), scale[k] * from_centre + cut[k], relu);
+      out[k] = put(scale[k] * g + (incline[k] * from_centre + constant[k]));
     }
   }
 }
 
-INLINE void gradient_pass(const float *dy, const float *x, const float *gain, const float *offset,
+INLINE void gradient_pass(const element *dy, const element *x, const float *gain, const float *offset,
                           const float *centre, const float *rstd, const float *slope,
-                          const float *shift, float *dx, idx n, idx c, idx p, int channels_last,
+                          const float *shift, element *dx, idx n, idx c, idx p, int channels_last,
                           const int relu, int threads) {
   if (!channels_last) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -315,13 +346,13 @@ INLINE void gradient_pass(const float *dy, const float *x, const float *gain, co
       const idx k = task % c, i = (n - 1 - task / c) * c + k;
       const float scale = gain[i] * rstd[k], b = offset[i], m = centre[k], e = slope[k];
       const float constant = shift[i];
-      const float *restrict in = x + i * p, *restrict grad = dy + i * p;
-      float *restrict out = dx + i * p;
+      const element *restrict in = x + i * p, *restrict grad = dy + i * p;
+      element *restrict out = dx + i * p;
 #pragma omp simd
       for (idx j = 0; j < p; j++) {
-        const float from_centre = in[j] - m;
-        const float g = uncut(grad[j], scale * from_centre + b, relu);
-        out[j] = scale * g + (e * from_centre + constant);
+        const float from_centre = get(in[j]) - m;
+        const float g = uncut(get(grad[j]), scale * from_centre + b, relu);
+        out[j] = put(scale * g + (e * from_centre + constant));
       }
     }
     return;
@@ -344,8 +375,8 @@ INLINE void gradient_pass(const float *dy, const float *x, const float *gain, co
 }
 
 /* dmean and folded, as attnorm_collect leaves them, are overwritten by shift and slope. */
-void attnorm_gradient(const float *dy, const float *x, const float *affine, const float *centre,
-                      const float *rstd, float *dmean, float *folded, float *dx, idx n, idx c,
+void attnorm_gradient(const element *dy, const element *x, const float *affine, const float *centre,
+                      const float *rstd, float *dmean, float *folded, element *dx, idx n, idx c,
                       idx p, int channels_last, int relu, int threads) {
   const float *offset = affine + n * c;
   float *slope = folded + c;
@@ -444,7 +475,7 @@ static void weighted_sum(const float *factors, const float *values, float *restr
 }
 
 /* All that a forward pass needs to know before it can write y. scratch: 2 x N x C. */
-void attnorm_prepare(const float *x, const float *gamma, const float *beta, const float *weight,
+void attnorm_prepare(const element *x, const float *gamma, const float *beta, const float *weight,
                      const float *bias, float *lambda, float *affine, float *centre,
                      float *unbiased, float *rstd, float *scratch, idx n, idx c, idx p, idx k,
                      idx rows, int channels_last, int threads, float eps) {
@@ -467,7 +498,7 @@ void attnorm_prepare(const float *x, const float *gamma, const float *beta, cons
   statistics(mean, var, centre, unbiased, rstd, n, c, p, eps);
 }
 
-INLINE void collect(const float *dy, const float *x, const float *lambda, const float *gamma,
+INLINE void collect(const element *dy, const element *x, const float *lambda, const float *gamma,
                     const float *beta, const float *weight, const float *centre, const float *rstd,
                     float *affine, float *dmean, float *scratch, idx n, idx c, idx p, idx k,
                     idx rows, int channels_last, int threads, const int relu) {
@@ -498,7 +529,7 @@ INLINE void collect(const float *dy, const float *x, const float *lambda, const 
 
 /* All that a backward pass needs to know before it can write dx. folded: the two C-long means over
  * the batch of gain * dy and gain * dy * xhat. scratch: 3 x N x C, N x R. */
-void attnorm_collect(const float *dy, const float *x, const float *lambda, const float *gamma,
+void attnorm_collect(const element *dy, const element *x, const float *lambda, const float *gamma,
                      const float *beta, const float *weight, const float *centre,
                      const float *rstd, float *dgamma, float *dbeta, float *dweight, float *dbias,
                      float *affine, float *dmean, float *folded, float *scratch, idx n, idx c,

@@ -1,4 +1,4 @@
-"""The passes in C for float32 on a CPU, compiled at first use where there is a compiler.
+"""The passes in C on a CPU, compiled at first use where there is a compiler.
 
 The shared object is kept in the user's cache under a name that stands for the source, the compiler
 and the processor. Where anything is missing, :func:`load` says so once and returns nothing.
@@ -40,7 +40,7 @@ _SIGNATURES = {
 
 
 class NativePasses:
-    """float32 activations on a CPU, contiguous or channels_last."""
+    """float32 or bfloat16 activations on a CPU, contiguous or channels_last; small ones float32."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, (pointers, sizes, switches) in _SIGNATURES.items():
@@ -63,9 +63,9 @@ class NativePasses:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         n, c, pixels = _sizes(x)
         k, rows = weight.shape[0], head_bias.shape[0]
-        mixture, affine = x.new_empty(n, rows), x.new_empty(2, n, c)
-        centre, unbiased, rstd = x.new_empty(c), x.new_empty(c), x.new_empty(c)
-        scratch = x.new_empty(2 * n * c)
+        mixture, affine = _floats(n, rows), _floats(2, n, c)
+        centre, unbiased, rstd = _floats(c), _floats(c), _floats(c)
+        scratch = _floats(2 * n * c)
         inputs, results = (x, weight, bias, head_weight, head_bias), (mixture, affine, centre)
         self._library.attnorm_prepare(
             *_pointers(*inputs, *results, unbiased, rstd, scratch),
@@ -105,12 +105,12 @@ class NativePasses:
             weight_grad=torch.empty_like(weight),
             bias_grad=torch.empty_like(bias),
             head_weight_grad=torch.empty_like(head_weight),
-            head_bias_grad=x.new_empty(rows),
-            affine=x.new_empty(2, n, c),
-            mean_grad=x.new_empty(n, c),
-            folded=x.new_empty(2, c),
+            head_bias_grad=_floats(rows),
+            affine=_floats(2, n, c),
+            mean_grad=_floats(n, c),
+            folded=_floats(2, c),
         )
-        scratch = x.new_empty(3 * n * c + n * rows)
+        scratch = _floats(3 * n * c + n * rows)
         inputs = (dy, x, mixture, weight, bias, head_weight, centre, rstd)
         self._library.attnorm_collect(
             *_pointers(*inputs, *found, scratch),
@@ -143,6 +143,10 @@ class NativePasses:
         return dx
 
 
+def _floats(*sizes: int) -> Tensor:
+    return torch.empty(sizes, dtype=torch.float32, device="cpu")
+
+
 def _pointers(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
@@ -153,28 +157,32 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 
 @cache
-def load() -> NativePasses | None:
-    """The compiled passes, or None (with one line in the log) where they cannot be had."""
+def load(dtype: torch.dtype = torch.float32) -> NativePasses | None:
+    """The passes for activations of ``dtype``, float32 or bfloat16.
+
+    None (with one line in the log) where they cannot be had.
+    """
+    flags = _FLAGS if dtype == torch.float32 else (*_FLAGS, "-DBFLOAT16")
     try:
-        return NativePasses(ctypes.CDLL(str(_shared_object()), mode=os.RTLD_NOW))
+        return NativePasses(ctypes.CDLL(str(_shared_object(flags)), mode=os.RTLD_NOW))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         log.info("Attentive Normalization runs on plain torch operations here: %s", reason)
         return None
 
 
-def _shared_object() -> Path:
+def _shared_object(flags: tuple[str, ...]) -> Path:
     """Compile, unless the cache has it. Any number of processes may do this at the same time."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise OSError("no C compiler found (cc or gcc on PATH, or CC)")
-    target = cache_folder() / f"native-{_fingerprint(compiler)}.so"
+    target = cache_folder() / f"native-{_fingerprint(compiler, flags)}.so"
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built, objects = Path(folder) / target.name, Path(folder) / "native.o"
-        _execute(compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(objects))
+        _execute(compiler, *flags, "-c", str(_SOURCE), "-o", str(objects))
         # Linked without OpenMP: its functions are then those of the runtime torch has loaded, so
         # both share one pool of threads. A torch without that runtime makes loading fail.
         _execute(compiler, "-shared", str(objects), "-o", str(built))
@@ -182,9 +190,9 @@ def _shared_object() -> Path:
     return target
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
     """A home folder may be shared by machines with other processors."""
-    parts = [_SOURCE.read_text(), _execute(compiler, "--version"), *_FLAGS, platform.machine()]
+    parts = [_SOURCE.read_text(), _execute(compiler, "--version"), *flags, platform.machine()]
     processor = Path("/proc/cpuinfo")
     if processor.is_file():
         lines = processor.read_text().splitlines()

@@ -157,6 +157,45 @@ def test_inputs_with_gaps_and_expanded_gradients_are_read_correctly() -> None:
 
 
 @pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_passes_in_c_compute_in_float32_and_round_once(
+    shape: tuple[int, ...], layout: str, relu: bool
+) -> None:
+    compiled = native.load(torch.bfloat16)
+    if compiled is None:
+        pytest.skip("no C compiler here")
+    wide, *parameters = (value.detach() for value in arguments(shape, torch.float32))
+    dy = torch.randn(shape)
+    x, dy = (value.bfloat16().to(memory_format=LAYOUTS[layout]) for value in (wide, dy))
+    results = []
+    # The same numbers, once as bfloat16 and once as float32.
+    for passes, a, b in ((compiled, x, dy), (PlainPasses(), x.float(), dy.float())):
+        mixture, affine, centre, unbiased, rstd = passes.prepare(a, *parameters, 1e-5)
+        y = passes.apply(a, affine, centre, rstd, relu)
+        found = passes.collect(b, a, mixture, *parameters[:3], centre, rstd, relu)
+        dx = passes.gradient(b, a, affine, centre, rstd, found.mean_grad, found.folded, relu)
+        results.append(([mixture, affine, centre, unbiased, rstd, *found[:5]], [y, dx]))
+    for ours, exact in zip(results[0][0], results[1][0], strict=True):
+        torch.testing.assert_close(ours, exact, rtol=2e-5, atol=2e-4)
+    for ours, exact in zip(results[0][1], results[1][1], strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert ours.stride() == x.stride()
+        # One rounding to 8 bits: half a unit in the last place.
+        torch.testing.assert_close(ours.float(), exact, rtol=2.0**-8, atol=1e-4)
+
+
+def test_what_is_not_a_number_stays_none_in_bfloat16() -> None:
+    compiled = native.load(torch.bfloat16)
+    if compiled is None:
+        pytest.skip("no C compiler here")
+    x = torch.tensor([[[[float("nan"), 1.0], [float("inf"), 3e38]]]]).bfloat16()
+    one, none = torch.ones(1), torch.zeros(1)
+    y = compiled.apply(x, torch.tensor([[[1.0]], [[0.0]]]), none, one, False)
+    torch.testing.assert_close(y, x, rtol=0, atol=0, equal_nan=True)
+
+
 def test_an_outlier_first_pixel_does_not_spoil_the_moments() -> None:
     variables = arguments((2, 16, 16, 16), torch.float32)
     with torch.no_grad():
