@@ -54,7 +54,9 @@ def _training_step(arch: str, norm: str, args: argparse.Namespace) -> Callable[[
     model: nn.Module = create_model(arch, norm=norm, num_classes=1000)
     model.to(device, memory_format=layout)  # type: ignore[call-overload]
     network = torch.compile(model) if args.compile else model
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4, fused=True
+    )
     size = args.image_size
     images = torch.randn(args.batch_size, 3, size, size, device=device).to(memory_format=layout)
     labels = torch.randint(1000, (args.batch_size,), device=device)

@@ -64,7 +64,8 @@ def main(arguments: Sequence[str]) -> int:
         if distributed.rank() == 0:
             output = Path(own.output) if own.output is not None else path.parent / "eval.json"
             source = {"checkpoint": own.checkpoint, "weights": own.weights}
-            write_json(output, {**source, **evaluated.metrics})
+            found = evaluated.trained.task.report(output.parent)
+            write_json(output, {**source, **evaluated.metrics, **found})
             console = Console()
             show(evaluated, console)
             console.print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)

@@ -13,6 +13,8 @@ from attnorm.config.detector import DetectorConfig
 from attnorm.config.model import ArchConfig, NormConfig
 from attnorm.config.optim import OptimConfig, ScheduleConfig
 
+# Those that record CUDA graphs and replay them.
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -144,13 +146,20 @@ class Config:
             self.grad_accumulation >= 1, "grad_accumulation", self.grad_accumulation, "at least 1"
         )
         require_choice("device", self.device, ("auto", "cpu", "cuda"))
-        require_choice("precision", self.precision, ("auto", "fp32", "fp16", "bf16"))
+        require_choice("precision", self.precision, ("auto", "fp32", "tf32", "fp16", "bf16"))
         require_choice("compile_mode", self.compile_mode, COMPILE_MODES)
         require(
             self.compile or self.compile_mode == "default",
             "compile_mode",
             self.compile_mode,
             "default unless compile=true",
+        )
+        require(
+            self.compile_mode not in GRAPH_MODES or self.grad_accumulation == 1,
+            "grad_accumulation",
+            self.grad_accumulation,
+            f"1 with compile_mode={self.compile_mode}: a CUDA graph's gradients live in its own"
+            " memory, and cannot be added to",
         )
         require_choice("resume", self.resume, ("auto", "never"))
         require_choice("on_nonfinite", self.on_nonfinite, ("stop", "rewind"))

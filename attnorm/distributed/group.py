@@ -22,6 +22,8 @@ from attnorm.errors import UserError
 
 T = TypeVar("T")
 
+_NCCL_WAITS_LONGER = timedelta(minutes=3)
+
 
 @dataclass(frozen=True)
 class Process:
@@ -94,11 +96,21 @@ def process_group(process: Process, timeout_minutes: float = 10.0) -> Iterator[N
         device_id=process.device if on_gpu else None,
         timeout=timeout,
     )
+    if on_gpu:
+        _wait_longer_on_gpu(timeout)
     try:
         with name_missing_processes():
             yield
     finally:
         dist.destroy_process_group()
+
+
+def _wait_longer_on_gpu(timeout: timedelta) -> None:
+    """Let gloo be the first to miss a process: it says which one, NCCL's watchdog aborts."""
+    group = dist.group.WORLD
+    assert group is not None
+    backend = group._get_backend(torch.device("cuda"))
+    backend._set_default_timeout(timeout + _NCCL_WAITS_LONGER)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def merged_statistics(
     Moments are merged about their common mean (Chan et al.), never as sums of squares, which
     cancel. One exchange of 2 C + 1 numbers; the processes' counts may differ.
     """
-    own = torch.cat([mean, biased * count, mean.new_tensor([count])])
+    own = torch.cat([mean, biased * count, mean.new_full((1,), count)])
     gathered = own.new_empty(dist.get_world_size(group) * own.numel())
     dist.all_gather_into_tensor(gathered, own, group=group)
     parts, c = gathered.view(-1, own.numel()), mean.numel()
@@ -46,7 +46,7 @@ def summed_over_processes(means: Tensor, count: int, group: dist.ProcessGroup) -
 
     One exchange of 2 C + 1 numbers for ``means`` of (2, C).
     """
-    sums = torch.cat([means.flatten() * count, means.new_tensor([count])])
+    sums = torch.cat([means.flatten() * count, means.new_full((1,), count)])
     dist.all_reduce(sums, group=group)
     return (sums[:-1] / sums[-1]).view_as(means)
 

@@ -6,9 +6,14 @@ batches of another size compile nothing new.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
+
+# Products and sums become one instruction; Triton 3.10 turns that off unless somebody asks for it.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 import triton
 from torch import Tensor
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,9 @@ from rich.table import Table
 
 from attnorm import distributed
 from attnorm.run.trained import Trained, load_trained
-from attnorm.training.task import Metrics
+from attnorm.training.task import Metric, Metrics
+
+_MOST_COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,22 @@ def evaluate_checkpoint(
 
 def show(evaluated: Evaluated, console: Console) -> None:
     """The result as a table."""
-    named = evaluated.trained.task.eval_metrics
-    table = Table(title=str(evaluated.trained.path), title_justify="left")
-    for column in (*(metric.label for metric in named.values()), "images"):
-        table.add_column(column, justify="right")
-    values = [metric.text(evaluated.metrics[key]) for key, metric in named.items()]
-    table.add_row(*values, f"{evaluated.metrics['images']:,}")
-    console.print(table)
+    title = str(evaluated.trained.path)
+    console.print(results_table(title, evaluated.trained.task.eval_metrics, evaluated.metrics))
+
+
+def results_table(title: str, named: Mapping[str, Metric], metrics: Metrics) -> Table:
+    """Metrics beside each other; where they are many, one below the other."""
+    texts = {metric.label: metric.text(metrics[key]) for key, metric in named.items()}
+    texts["images"] = f"{metrics['images']:,}"
+    table = Table(title=title, title_justify="left")
+    if len(texts) <= _MOST_COLUMNS:
+        for label in texts:
+            table.add_column(label, justify="right")
+        table.add_row(*texts.values())
+        return table
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for row in texts.items():
+        table.add_row(*row)
+    return table

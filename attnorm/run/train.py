@@ -33,6 +33,7 @@ from attnorm.run.prepare import (
 )
 from attnorm.tracking import Tracker, open_tracker, setup_logging
 from attnorm.training import records
+from attnorm.training.backends import set_backends
 from attnorm.training.checkpoints import load_newest
 from attnorm.training.histograms import HistogramRecorder
 from attnorm.training.precision import has_fast_bfloat16
@@ -94,9 +95,7 @@ def _checked(config: Config, process: Process, run_dir: Path) -> Config:
 
 def build_trainer(config: Config, process: Process, run_dir: Path, loaders: ExitStack) -> Trainer:
     """Put the three wings together; ``loaders`` closes their workers and pipelines."""
-    if config.deterministic:
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not config.deterministic
+    set_backends(config.precision, config.deterministic)
     torch.manual_seed(config.seed)
     task = task_class(config).from_data(config)
     model = task.build_model(config)
@@ -182,7 +181,7 @@ def finished_result(trainer: Trainer) -> dict[str, Any]:
 
 def summarize(trainer: Trainer, console: Console) -> None:
     """The final table, and the commands that come next."""
-    metrics = trainer.task.eval_metrics
+    metrics = records.in_lines(trainer.task.eval_metrics)
     table = Table(title=str(trainer.run_dir), title_justify="left")
     for column in ("", "epoch", *(metric.label for metric in metrics.values())):
         table.add_column(column, justify="left" if not column else "right")

@@ -19,6 +19,7 @@ from attnorm.errors import UserError
 from attnorm.run.allocator import keep_freed_memory
 from attnorm.run.prepare import placement_of, task_class
 from attnorm.training import checkpoint
+from attnorm.training.backends import set_backends
 from attnorm.training.checkpoints import load_shared
 from attnorm.training.precision import Precision, resolve_precision
 from attnorm.training.task import BatchLoader, ConfigurableTask
@@ -128,6 +129,7 @@ def load_trained(
     checkpoint.load_weights(model, stored_weights(state, weights, path), path)
     model = model.to(process.device).to(memory_format=placement.memory_format).eval()
     precision = resolve_precision(config.precision, process.device)
+    set_backends(precision.name)
     return Trained(path, config, task, model, placement, precision)
 
 

@@ -21,6 +21,9 @@ class Sink:
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         """The distribution of ``values``: of any shape, on any device, all finite."""
 
+    def picture(self, tag: str, pixels: Tensor, step: int) -> None:
+        """A picture: uint8 (H, W, 3), on the CPU."""
+
     def text(self, tag: str, text: str) -> None:
         """A page of YAML."""
 

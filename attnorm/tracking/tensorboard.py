@@ -46,6 +46,9 @@ class TensorBoard(Sink):
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         self._writer.add_histogram(tag, values, step)
 
+    def picture(self, tag: str, pixels: Tensor, step: int) -> None:
+        self._writer.add_image(tag, pixels.numpy(), step, dataformats="HWC")
+
     def text(self, tag: str, text: str) -> None:
         self._writer.add_text(tag, f"```yaml\n{text}\n```")
 

@@ -97,6 +97,11 @@ class Tracker:
             for sink in self._sinks:
                 sink.histogram(tag, values, step)
 
+    def picture(self, tag: str, pixels: Tensor, step: int) -> None:
+        """A picture: uint8 (H, W, 3), on the CPU."""
+        for sink in self._sinks:
+            sink.picture(tag, pixels, step)
+
     def text(self, tag: str, text: str) -> None:
         """A page of YAML."""
         for sink in self._sinks:

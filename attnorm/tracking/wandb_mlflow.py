@@ -57,7 +57,7 @@ class WandB(Sink):
     def __init__(self, run_dir: Path, name: str, tags: Tags, config: Mapping[str, Any]) -> None:
         import wandb  # type: ignore[import-not-found]
 
-        self._histogram, self._tags = wandb.Histogram, tags
+        self._histogram, self._image, self._tags = wandb.Histogram, wandb.Image, tags
         # By its name: a continued run stays one run.
         self._run = wandb.init(
             project=PROJECT,
@@ -74,6 +74,9 @@ class WandB(Sink):
 
     def histogram(self, tag: str, values: Tensor, step: int) -> None:
         self._run.log({tag: self._histogram(values.flatten().float().cpu().numpy())}, step=step)
+
+    def picture(self, tag: str, pixels: Tensor, step: int) -> None:
+        self._run.log({tag: self._image(pixels.numpy())}, step=step)
 
     def text(self, tag: str, text: str) -> None:
         self._run.summary[tag] = text
@@ -113,6 +116,9 @@ class MLflow(Sink):
             f"{tag}/max": float(wide.max()),
         }
         self._mlflow.log_metrics(moments, step=step)
+
+    def picture(self, tag: str, pixels: Tensor, step: int) -> None:
+        self._mlflow.log_image(pixels.numpy(), key=tag.replace("/", "_"), step=step)
 
     def text(self, tag: str, text: str) -> None:
         self._mlflow.log_text(text, f"{tag}.yaml")

@@ -14,7 +14,11 @@ AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Precision:
-    """fp32, or automatic mixed precision in fp16 or bf16 (weights and statistics stay fp32)."""
+    """fp32, tf32 on a GPU, or automatic mixed precision in fp16 or bf16.
+
+    Mixed precision keeps weights and statistics in fp32. What tf32 means to the libraries is
+    :func:`attnorm.training.backends.set_backends`'s business.
+    """
 
     name: str
     device_type: str
@@ -26,7 +30,7 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the forward pass and the loss run."""
-        if self.name == "fp32":
+        if self.name not in AUTOCAST_DTYPES:
             return nullcontext()
         return torch.autocast(self.device_type, AUTOCAST_DTYPES[self.name])
 
@@ -48,10 +52,10 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
     ``bf16`` has to be asked for there; it is faster where :func:`has_fast_bfloat16` says so.
 
     Raises:
-        UserError: fp16 without a GPU.
+        UserError: fp16 or tf32 without a GPU.
     """
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "fp32"
-    if name == "fp16" and device.type != "cuda":
-        raise UserError("precision=fp16 needs a GPU: use precision=fp32 or auto on a CPU.")
+    if name in ("fp16", "tf32") and device.type != "cuda":
+        raise UserError(f"precision={name} needs a GPU: use precision=fp32 or auto on a CPU.")
     return Precision(name, device.type)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from attnorm.training.meter import Interval
-from attnorm.training.task import Metrics, Score, Task
+from attnorm.training.task import Metric, Metrics, Score, Task
 
 # TensorBoard's pages: what the run learns, and how fast. A task adds its metrics to the first.
 _TRAIN_TAGS = {
@@ -46,9 +46,16 @@ def speeds(interval: Interval) -> dict[str, float]:
     }
 
 
+def in_lines(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Those that lines have room for."""
+    return {name: metric for name, metric in metrics.items() if metric.in_lines}
+
+
 def status(task: Task, values: Mapping[str, Any]) -> str:
     """A training interval, short enough for a bar on 80 columns."""
-    own = "".join(f" {m.short} {m.text(values[n], 1)}" for n, m in task.train_metrics.items())
+    own = "".join(
+        f" {m.short} {m.text(values[n], 1)}" for n, m in in_lines(task.train_metrics).items()
+    )
     return (
         f"loss {values['loss']:.3f}{own} lr {values['lr']:.2g}"
         f" {values['images_per_second']:,.0f} img/s"
@@ -58,7 +65,9 @@ def status(task: Task, values: Mapping[str, Any]) -> str:
 
 def train_line(task: Task, values: Mapping[str, Any]) -> str:
     """A training interval, on a line of its own."""
-    own = "".join(f"  {m.label} {m.text(values[n], 1)}" for n, m in task.train_metrics.items())
+    own = "".join(
+        f"  {m.label} {m.text(values[n], 1)}" for n, m in in_lines(task.train_metrics).items()
+    )
     return (
         f"epoch {values['epoch']}/{values['epochs']} step {values['step_in_epoch']}"
         f"/{values['steps_per_epoch']}  loss {values['loss']:.3f}{own}  lr {values['lr']:.4g}"
@@ -71,7 +80,7 @@ def score_line(task: Task, scores: Sequence[Score]) -> str:
     """The newest of ``scores``, and the best, in one line."""
     last, best = scores[-1], min(scores, key=lambda score: score.rank(task))
     headline = task.eval_metrics[task.headline]
-    parts = [f"{m.label} {m.text(last.metrics[n])}" for n, m in task.eval_metrics.items()]
+    parts = [f"{m.label} {m.text(last.metrics[n])}" for n, m in in_lines(task.eval_metrics).items()]
     averaged = last.metrics.get(f"ema_{task.headline}")
     if averaged is not None:
         parts.append(f"EMA {headline.label} {headline.text(averaged)}")

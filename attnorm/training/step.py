@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attnorm.config import Config
+from attnorm.config.run import GRAPH_MODES
 from attnorm.training.precision import Precision
 from attnorm.training.state import TrainState
 from attnorm.training.task import Task
-
-# The modes of torch.compile that record CUDA graphs and replay them.
-GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
 class TrainingStep:
@@ -101,7 +99,7 @@ class TrainingStep:
             state.meter.count_overflow(torch.tensor(scaler.get_scale() < before))
         state.optimizer.zero_grad(set_to_none=True)
         if state.average is not None:
-            state.average.update(state.model)
+            state.average.update()
 
     def _count_overflow(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Runs inside fused SGD's step, the only time when the scaler's verdict is there."""

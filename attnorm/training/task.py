@@ -63,12 +63,14 @@ class Metric:
 
     Attributes:
         short: its name where there is little room.
+        in_lines: whether it stands in the lines that a run prints, or in tables and curves alone.
     """
 
     label: str
     short: str = ""
     digits: int = 2
     unit: str = ""
+    in_lines: bool = True
 
     def text(self, value: float | None, digits: int | None = None) -> str:
         if value is None:
@@ -116,6 +118,18 @@ class Task(ABC):
 
     def stored(self) -> dict[str, Any]:
         """Plain values that a checkpoint holds beside the weights, for those who evaluate it."""
+        return {}
+
+    def report(self, folder: Path) -> dict[str, Any]:
+        """Write what the last evaluation found into ``folder``, on rank 0.
+
+        Returns:
+            Plain values that belong beside the metrics, such as those of single classes.
+        """
+        return {}
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """Of the last evaluation, on rank 0: by tag, uint8 (H, W, 3)."""
         return {}
 
 

@@ -109,7 +109,9 @@ class Trainer:
         """One pass over the training set, or what is left of it."""
         state, total = self.state, self.state.steps_per_epoch
         if state.step_in_epoch == 0:
-            torch.manual_seed(self.config.seed * 1_000_003 + state.epoch)
+            # Processes draw differently: dropout masks, the boxes that a detector samples.
+            own = self.process.rank * 7_368_787
+            torch.manual_seed(self.config.seed * 1_000_003 + state.epoch + own)
         self.train_step.replica.train()
         state.meter.restart_clock()
         batches = self._batches()
@@ -147,6 +149,8 @@ class Trainer:
         metrics = records.with_average(evaluation, averaged)
         state.scores.append(Score(state.epoch, step, metrics))
         tracker.record("eval", step, {"epoch": state.epoch, **metrics})
+        for tag, picture in self.task.pictures().items():
+            tracker.picture(tag, picture, step)
         self.save()
         self.write_result()
         line = records.score_line(self.task, state.scores)
@@ -154,6 +158,11 @@ class Trainer:
 
     def _evaluate(self, model: nn.Module) -> Metrics:
         distributed.broadcast_buffers(model)
+        if self.config.compile:  # evaluation is rare, and would compile for batches of its own
+            with torch.compiler.set_stance("force_eager"):
+                return self.task.evaluate(
+                    model, self.val_loader, self.precision, self.process.device
+                )
         return self.task.evaluate(model, self.val_loader, self.precision, self.process.device)
 
     # ------------------------------------------------------------------ between steps

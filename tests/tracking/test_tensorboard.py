@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
@@ -41,6 +44,19 @@ def test_values_with_a_tag_become_scalars_and_others_do_not(
     assert events.Tags()["scalars"] == ["train/rate", "val/error"]
     assert [(event.step, event.value) for event in events.Scalars("train/rate")] == [(4, 0.5)]
     assert [(event.step, event.value) for event in events.Scalars("val/error")] == [(5, 12.5)]
+
+
+def test_a_picture_is_the_one_that_was_drawn(
+    sink: Callable[..., TensorBoard], tmp_path: Path
+) -> None:
+    pixels = torch.arange(24, dtype=torch.uint8).view(2, 4, 3)
+    board = sink()
+    board.picture("val/7", pixels, 3)
+    board.close()
+    (shown,) = _read(tmp_path).Images("val/7")
+    assert (shown.step, shown.height, shown.width) == (3, 2, 4)
+    decoded = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)))
+    assert decoded.tolist() == pixels.tolist()
 
 
 def test_histograms_have_their_step_and_texts_keep_their_lines(

@@ -28,6 +28,9 @@ class Histogram:
     def __init__(self, values):
         self.values = values
 
+class Image(Histogram):
+    pass
+
 class Run:
     summary = summary
     def log(self, values, step):
@@ -53,6 +56,9 @@ def start_run(run_id, run_name):
 
 def log_metrics(values, step):
     calls.append((step, values))
+
+def log_image(pixels, key, step):
+    calls.append((key, step, pixels.shape))
 
 def log_dict(values, name):
     calls.append((name, values))
@@ -95,6 +101,7 @@ def _tell(tracker: Tracker) -> None:
     tracker.histogram("weights", torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=torch.bfloat16), 2)
     tracker.record("train", 2, {"rate": 0.5, "norm": None})
     tracker.record("eval", 2, {"error": 12.5, "epoch": 1})
+    tracker.picture("val/7", torch.zeros(2, 3, 3, dtype=torch.uint8), 2)
     tracker.close()
 
 
@@ -124,7 +131,7 @@ def test_wandb_gets_scalars_histograms_and_texts_under_the_runs_name(
 ) -> None:
     library = stand_in("wandb", WANDB)
     _tell(_open(tmp_path, "wandb", name="table/net"))
-    started, (step, distribution), *scalars = library.calls
+    started, (step, distribution), *scalars, (at, picture), ended = library.calls
     assert started == {
         "project": "attnorm",
         "name": "table/net",
@@ -135,7 +142,8 @@ def test_wandb_gets_scalars_histograms_and_texts_under_the_runs_name(
     }
     assert step == 2
     assert distribution["weights"].values.tolist() == [1, 2, 3, 6]
-    assert scalars == [(2, {"train/rate": 0.5}), (2, {"val/error": 12.5}), "finished"]
+    assert scalars == [(2, {"train/rate": 0.5}), (2, {"val/error": 12.5})]
+    assert (at, picture["val/7"].values.shape, ended) == (2, (2, 3, 3), "finished")
     assert library.summary == {"config": "seed: 3\n"}
 
 
@@ -146,13 +154,14 @@ def test_mlflow_gets_scalars_moments_and_texts_and_a_continued_run_stays_one(
     run_dir = tmp_path / "net"
     run_dir.mkdir()
     _tell(_open(run_dir, "mlflow"))
-    *opened, (step, moments), rate, error, ended = library.calls
+    *opened, (step, moments), rate, error, picture, ended = library.calls
     assert opened == ["attnorm", (None, "net"), ("config.json", {"seed": 3})]
     assert step == 2
     assert moments == pytest.approx(
         {"weights/mean": 3, "weights/std": 3.5**0.5, "weights/min": 1, "weights/max": 6}
     )
     assert (rate, error, ended) == ((2, {"train/rate": 0.5}), (2, {"val/error": 12.5}), "ended")
+    assert picture == ("val_7", 2, (2, 3, 3))
     assert library.texts == {"config.yaml": "seed: 3\n"}
 
     library.calls.clear()
