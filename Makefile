@@ -1,5 +1,7 @@
 # make demo   train and evaluate ResNet-50 with AN and BN on the built-in digits
 # make test   the test suite            make lint   ruff, the floors, mypy
+# make detection-demo  a detector for digits in scenes, from the classifier of make demo
+# make tables-detection-small  all rows of Tables 2 to 4: built, two steps, evaluated, reported
 # make faults kill, starve and poison real runs, and print what was lost
 # make table1-small  all rows of Table 1, scaled down to the digits (SEEDS=3), and the report
 # All set up .venv first if it is not there; all may be interrupted and run again.
@@ -8,13 +10,21 @@ CUDA ?= 13
 BIN := .venv/bin
 READY := .venv/.ready-cuda$(CUDA)
 
-.PHONY: demo table1-small test faults lint format install clean
+.PHONY: demo table1-small detection-demo tables-detection-small test faults lint format install clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 table1-small: $(READY)
 	$(BIN)/python scripts/run_table1.py --seeds $(or $(SEEDS),1)
+
+detection-demo: $(READY)
+	test -f runs/demo_resnet50_an/best.pt || $(BIN)/python train.py +experiment=demo norm=an
+	$(BIN)/python train.py +experiment=detection_demo
+	$(BIN)/python eval.py checkpoint=runs/detection_demo/best.pt
+
+tables-detection-small: $(READY)
+	$(BIN)/python scripts/tables_detection_small.py
 
 # Two processes of one thread each: most tests start programs and wait for them.
 test: $(READY)

@@ -1,0 +1,362 @@
+"""COCO in worker processes: uint8 pixels and targets leave them, the device normalizes and pads."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from attnorm.config import CocoConfig
+from attnorm.data.decode import BrokenImageError
+from attnorm.data.loader import Loader
+from attnorm.data.source import printable
+from attnorm.data.torch_loader import Request
+from attnorm.data.workers import nothing_to_collect
+from attnorm.detection.batch import DetectionBatch, InstanceMasks, Targets
+from attnorm.detection.coco import CocoData, read_split, training_view
+from attnorm.detection.masks import IGNORED, semantic_size
+from attnorm.detection.plan import Augmentation, DetectionPlan, EvaluationPlan, aspect_groups
+from attnorm.detection.sample import EvaluationSamples, Sample, TrainingSamples
+from attnorm.detection.transform import PaddedNormalization, padded
+from attnorm.distributed import Placement
+from attnorm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_TO_SIGNAL = 2.0
+
+
+def categories(config: CocoConfig) -> tuple[list[str], list[int]]:
+    """Names and ids of the classes, in the order of labels 1, 2, …
+
+    Raises:
+        UserError: the training annotations cannot be had.
+    """
+    data = read_split(config, training=True)
+    return list(data.category_names), data.category_ids.tolist()
+
+
+def num_train_images(config: CocoConfig) -> int:
+    """Images that hold something to train on."""
+    return len(training_view(read_split(config, training=True), config.min_side))
+
+
+def train_loader(
+    config: CocoConfig, placement: Placement, *, seed: int, prefetch: int
+) -> DetectionLoader:
+    """Batches of ``placement.batch_size`` images with targets, in another order each epoch.
+
+    Raises:
+        UserError: the data cannot be had, or is too small for a batch.
+    """
+    view = training_view(read_split(config, training=True), config.min_side)
+    sizes = view.data.sizes[view.images]
+    plan = DetectionPlan(
+        aspect_groups(sizes) if config.aspect_groups else np.zeros(len(view), dtype=np.int64),
+        placement.batch_size,
+        seed,
+        placement.rank,
+        placement.world_size,
+    )
+    if not len(plan):
+        several = placement.world_size > 1
+        processes = f" on each of {placement.world_size} processes" if several else ""
+        raise UserError(
+            f"batch_size={placement.batch_size}{processes} is more than the {len(view)} images of"
+            f" {printable(str(view.data.annotations))} that hold something to train on: lower it to"
+            f" at most {len(view) // placement.world_size}."
+        )
+    logger.info(
+        "%d of %d images hold something to train on: %d objects; %d with a box of less than a pixel"
+        " are left out",
+        len(view),
+        len(view.data),
+        len(view.objects),
+        np.count_nonzero(~view.data.crowd) - len(view.objects),
+    )
+    samples = TrainingSamples(
+        view, config, Augmentation(config.horizontal_flip, config.train_sizes, seed)
+    )
+    return DetectionLoader(samples, plan, config, placement, prefetch)
+
+
+def eval_loader(config: CocoConfig, placement: Placement, *, prefetch: int) -> DetectionLoader:
+    """Every validation image once over all processes, alone in its batch and without targets.
+
+    So that padding, and with it what is found, does not depend on what else is in a batch.
+
+    Raises:
+        UserError: the data cannot be had.
+    """
+    data = read_split(config, training=False)
+    plan = EvaluationPlan(len(data), placement.rank, placement.world_size)
+    return DetectionLoader(EvaluationSamples(data, config), plan, config, placement, prefetch)
+
+
+class _Plan(Protocol):
+    def __len__(self) -> int: ...
+
+    def batches(self, epoch: int, start_batch: int) -> list[NDArray[np.int64]]: ...
+
+
+class _Samples(Protocol):
+    """Images by number; :attr:`skips_broken` says whether another may stand in for a broken one."""
+
+    @property
+    def data(self) -> CocoData: ...
+
+    @property
+    def skips_broken(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def path(self, number: int) -> Path: ...
+
+    def load(self, epoch: int, number: int) -> Sample: ...
+
+
+@dataclass
+class Answer:
+    """What a worker makes of a batch.
+
+    Pixels of images and of masks are one block each: every tensor that goes from one process to
+    another costs a file descriptor.
+
+    Attributes:
+        pixels: uint8, images one after another, (h, w, 3) each.
+        masks: uint8, windows of all instances one after another.
+        samples: the images, without pixels.
+        semantic: uint8 (N, H / 8, W / 8), or None.
+        broken: by number of image, what is wrong with it.
+        replaced: how many others stand in.
+    """
+
+    pixels: Tensor
+    masks: Tensor
+    samples: list[Sample]
+    semantic: Tensor | None = None
+    broken: dict[int, str] = field(default_factory=dict)
+    replaced: int = 0
+
+    def pin_memory(self) -> Answer:
+        """The same in page-locked memory; the DataLoader's pinning thread calls this."""
+        return replace(self, pixels=self.pixels.pin_memory(), masks=self.masks.pin_memory())
+
+
+class _Batches(Dataset[Answer]):
+    def __init__(self, samples: _Samples, divisible: int) -> None:
+        self._samples, self._divisible = samples, divisible
+
+    def __getitem__(self, request: Request) -> Answer:
+        broken: dict[int, str] = {}
+        found: list[Sample] = []
+        replaced = 0
+        for wanted in request.images.tolist():
+            for number in range(wanted, wanted + len(self._samples)):
+                number %= len(self._samples)
+                try:
+                    found.append(self._samples.load(request.epoch, number))
+                    replaced += int(number != wanted)
+                    break
+                except BrokenImageError as error:
+                    broken[number] = str(error)
+                    if not self._samples.skips_broken:
+                        break
+        if not found or (broken and not self._samples.skips_broken):
+            empty = torch.zeros(0, dtype=torch.uint8)
+            return Answer(empty, empty, [], broken=broken)  # the main process stops the run here
+        return Answer(
+            _together([sample.pixels for sample in found]),
+            _together([sample.masks for sample in found]),
+            [sample.without_pixels() for sample in found],
+            self._semantic(found),
+            broken,
+            replaced,
+        )
+
+    def _semantic(self, samples: Sequence[Sample]) -> Tensor | None:
+        if samples[0].semantic is None:
+            return None
+        size = semantic_size(padded([sample.size for sample in samples], self._divisible))
+        semantic = torch.full((len(samples), *size), IGNORED, dtype=torch.uint8)
+        for sample, target in zip(samples, semantic, strict=True):
+            assert sample.semantic is not None
+            height, width = sample.semantic.shape
+            target[:height, :width] = torch.from_numpy(sample.semantic)
+        return semantic
+
+
+class _Requests(Sampler[Request]):
+    """The batches from the position that is set on it to the end of the epoch."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
+        self.epoch = 0
+        self.start_batch = 0
+
+    def __len__(self) -> int:
+        return len(self._plan) - self.start_batch
+
+    def __iter__(self) -> Iterator[Request]:
+        for images in self._plan.batches(self.epoch, self.start_batch):
+            yield Request(self.epoch, images)
+
+
+class DetectionLoader(Loader):
+    """Batches of images and what there is to find in them, from ``data.workers`` processes.
+
+    Attributes:
+        data: the data set that the images are of.
+    """
+
+    name = "torch"
+    reason = "images of any size, with boxes and masks"
+
+    def __init__(
+        self,
+        samples: _Samples,
+        plan: _Plan,
+        config: CocoConfig,
+        placement: Placement,
+        prefetch: int,
+    ) -> None:
+        self.data, self.num_images, self.workers = samples.data, len(samples), config.workers
+        self._samples, self._plan = samples, plan
+        self._device = placement.device
+        self._requests = _Requests(plan)
+        self._known_broken: set[int] = set()
+        self._normalize = PaddedNormalization(
+            config.mean,
+            config.std,
+            config.size_divisible,
+            device=placement.device,
+            dtype=placement.dtype,
+            memory_format=placement.memory_format,
+        )
+        self._batches_of: DataLoader[Answer] | None = DataLoader(
+            _Batches(samples, config.size_divisible),
+            batch_size=None,
+            sampler=self._requests,
+            collate_fn=_as_it_is,
+            num_workers=config.workers,
+            prefetch_factor=prefetch if config.workers else None,
+            persistent_workers=config.workers > 0,
+            pin_memory=placement.device.type == "cuda",
+        )
+
+    @property
+    def annotations(self) -> Path:
+        """The file that the images' objects are annotated in."""
+        return self.data.annotations
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def _batches(self, epoch: int, start_batch: int) -> Iterator[Any]:
+        if self._batches_of is None:
+            raise RuntimeError("the loader was closed")
+        self._requests.epoch, self._requests.start_batch = epoch, start_batch
+        try:
+            for answer in self._answers(self._batches_of):
+                self._report(answer.broken)
+                self.skipped += answer.replaced
+                yield self._batch(answer)
+        except (ConnectionError, EOFError) as error:
+            # A worker ended before it handed over the memory of a batch. The signal that says so
+            # makes torch raise an error which names it: here, and not in whatever comes next.
+            time.sleep(_SECONDS_TO_SIGNAL)
+            raise RuntimeError(f"DataLoader worker no longer answers ({error}).") from error
+
+    @staticmethod
+    def _answers(batches: DataLoader[Answer]) -> Iterator[Answer]:
+        """The workers' answers. No frame here is left holding the iterator after an exception:
+
+        it would be collected with a traceback, some time, and then not end its workers well.
+        """
+        with nothing_to_collect():  # the workers start here
+            return iter(batches)
+
+    def _report(self, broken: Mapping[int, str]) -> None:
+        """Name each of the ``broken`` images in the log once, or stop at the first."""
+        for number, problem in broken.items():
+            path = printable(str(self._samples.path(number)))
+            if not self._samples.skips_broken:
+                raise UserError(
+                    f"{path} cannot be used ({problem}).\nReplace the file, or take the image out"
+                    f" of {printable(str(self.annotations))}; data.skip_broken=true puts another in"
+                    " its place while training."
+                )
+            if number not in self._known_broken:
+                logger.warning("skipping %s: it cannot be used (%s)", path, problem)
+            self._known_broken.add(number)
+        if len(self._known_broken) == len(self._samples):
+            raise UserError("None of the images can be decoded.")
+
+    def _batch(self, answer: Answer) -> DetectionBatch:
+        sizes = [sample.size for sample in answer.samples]
+        semantic = answer.semantic
+        return DetectionBatch(
+            images=self._normalize(answer.pixels, sizes),
+            sizes=sizes,
+            original_sizes=[sample.original_size for sample in answer.samples],
+            image_ids=[sample.image_id for sample in answer.samples],
+            targets=self._targets(answer) if answer.samples[0].has_targets else None,
+            semantic=None if semantic is None else semantic.to(self._device).long(),
+        )
+
+    def _targets(self, answer: Answer) -> list[Targets]:
+        """Copied to the device together, however many images and objects there are."""
+        samples = answer.samples
+        counts = [len(sample.labels) for sample in samples]
+        boxes = torch.from_numpy(np.concatenate([sample.boxes for sample in samples]))
+        labels = torch.from_numpy(np.concatenate([sample.labels for sample in samples]))
+        windows = torch.from_numpy(np.concatenate([sample.windows for sample in samples]))
+        areas = (windows[:, 2:] - windows[:, :2]).prod(1)
+        pixels = [int(part.sum()) for part in areas.split(counts)]
+        masks = map(
+            InstanceMasks,
+            answer.masks.to(self._device, non_blocking=True).split(pixels),
+            windows.split(counts),
+        )
+        return list(
+            map(
+                Targets,
+                boxes.to(self._device, non_blocking=True).split(counts),
+                labels.to(self._device, non_blocking=True).split(counts),
+                masks,
+            )
+        )
+
+    def close(self) -> None:
+        # The workers end with the last reference to their DataLoader.
+        self._batches_of = None
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """All of the uint8 ``parts`` in a row; in a worker, in memory that the main process sees.
+
+    Otherwise they would be copied there once more, and the freed copies would let the worker's heap
+    grow (the C library rarely reuses large blocks).
+    """
+    length = sum(part.numel() for part in parts)
+    if get_worker_info() is None or not length:
+        whole = torch.empty(length, dtype=torch.uint8)
+    else:
+        shared = torch.UntypedStorage._new_shared(length)
+        whole = torch.empty(0, dtype=torch.uint8).set_(shared)
+    if length:  # with NumPy, which takes no threads from others
+        np.concatenate([part.numpy().reshape(-1) for part in parts], out=whole.numpy())
+    return whole
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
