@@ -47,6 +47,23 @@ PRIVATE = [
         "whether bf16 is fast on this CPU",
     ),
     (
+        "torchvision.models.detection._utils.BalancedPositiveNegativeSampler",
+        "attnorm/detection/regions.py",
+        "draws regions as torchvision does",
+    ),
+    (
+        "torchvision.models.detection._utils.BoxCoder",
+        "attnorm/detection/regions.py",
+        "boxes as offsets",
+    ),
+    (
+        "torchvision.models.detection._utils.Matcher",
+        "attnorm/detection/regions.py",
+        "regions and the objects that they hold",
+    ),
+    ("torch._foreach_copy_", "attnorm/training/ema.py", "copies all tensors at once"),
+    ("torch._foreach_lerp_", "attnorm/training/ema.py", "averages all tensors at once"),
+    (
         "timm.models._features.FeatureGetterNet",
         "attnorm/models/registry.py",
         "features_only of a network that has its normalizer",

@@ -1,9 +1,11 @@
-"""Evaluate a checkpoint on the whole validation set; for classification: top-1 and top-5 errors.
+"""Evaluate a checkpoint on the whole validation set: top-1 and top-5 errors, or COCO's AP.
 
 python eval.py checkpoint=runs/NAME/best.pt [key=value ...]       or attnorm eval, with the same
 torchrun --standalone --nproc-per-node=8 eval.py checkpoint=... [the same]
 
 checkpoint=PATH     a last.pt or best.pt; the model is built from the config inside it
+predictions=FILE    instead of a checkpoint: a detector's predictions in COCO's result format, with
+                    data=coco data.root=... that they were made on
 weights=NAME        model (default), or ema: their moving average, of a run with ema.decay
 output=PATH         where to write the result (default: eval.json beside the checkpoint)
 data=NAME data.KEY= another data set, or another place: data.root=/data/imagenet
@@ -21,15 +23,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import MISSING
 from rich.console import Console
 
 from attnorm import config as schema
 from attnorm import distributed
 from attnorm.config.arguments import show_help, wants_help
-from attnorm.errors import exit_on_user_error
+from attnorm.detection.task import Detection, evaluate_file
+from attnorm.errors import UserError, exit_on_user_error
 from attnorm.files import write_json
-from attnorm.run.evaluate import evaluate_checkpoint, show
+from attnorm.run.evaluate import evaluate_checkpoint, results_table, show
 from attnorm.run.trained import KEYS
 
 
@@ -37,7 +39,8 @@ from attnorm.run.trained import KEYS
 class EvalArguments:
     """What ``eval.py`` takes beside keys of the config."""
 
-    checkpoint: str = MISSING
+    checkpoint: str | None = None
+    predictions: str | None = None
     output: str | None = None
     weights: str = "model"
     device: str = "auto"
@@ -52,6 +55,10 @@ def main(arguments: Sequence[str]) -> int:
     keys = [key for key in KEYS if key != "device"]
     with exit_on_user_error():
         own, overrides, _ = schema.read_arguments(arguments, EvalArguments, keys, "eval.py")
+        if own.predictions is not None:
+            return _evaluate_file(own, overrides)
+        if own.checkpoint is None:
+            raise UserError("checkpoint is not set: pass checkpoint=runs/NAME/best.pt.")
         path = Path(own.checkpoint)
         evaluated = evaluate_checkpoint(
             path,
@@ -69,4 +76,20 @@ def main(arguments: Sequence[str]) -> int:
             console = Console()
             show(evaluated, console)
             console.print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def _evaluate_file(own: EvalArguments, overrides: Sequence[str]) -> int:
+    """A file of predictions against the annotations that ``data`` names."""
+    if own.checkpoint is not None:
+        raise UserError("predictions= and checkpoint= exclude each other: give one of them.")
+    assert own.predictions is not None
+    path = Path(own.predictions)
+    given = schema.compose(["task=detection", "data=coco", *overrides])
+    metrics, classes = evaluate_file(path, given)
+    output = Path(own.output) if own.output is not None else path.parent / "eval.json"
+    write_json(output, {"predictions": own.predictions, **metrics, "AP_by_class": classes})
+    console = Console()
+    console.print(results_table(own.predictions, Detection.eval_metrics, metrics))
+    console.print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
     return 0

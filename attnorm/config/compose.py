@@ -118,6 +118,8 @@ def as_typed(override: str) -> str:
         )
     if not separator and not override.startswith("~"):
         raise UserError(f"{override!r} is not key=value.")
+    if value == "null" and (config_directory() / bare).is_dir():
+        raise UserError(f"{override}: choose one of {', '.join(choices(bare))}, or leave it out.")
     if bare not in VERBATIM or value in ("", "null", "true", "false") or value[0] in "'\"[":
         return override
     return f"{key}={quoted(value)}"

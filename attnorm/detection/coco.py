@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,24 +290,23 @@ class _Reader:
                 found.append((index, entry))
         found.sort(key=lambda pair: pair[0])
         packed = SegmentationsBuilder()
-        rows: list[tuple[float, ...]] = []
-        labels: list[tuple[int, ...]] = []
+        rows, labels = array("d"), array("q")  # lists of a million objects would not be given back
         for index, entry in found:
             try:
                 label = _known(label_of, entry.get("category_id"))
                 if label is None:
                     unknown = f"category_id {entry.get('category_id')!r}"
                     raise ValueError(f'has {unknown}, which is not among the "categories"')
-                rows.append(_box_and_area(entry))
-                labels.append((_number(entry.get("id")), label, int(entry.get("iscrowd") == 1)))
+                rows.extend(_box_and_area(entry))
+                labels.extend((_number(entry.get("id")), label, int(entry.get("iscrowd") == 1)))
                 packed.add(entry.get("segmentation"), sizes[index].tolist())
             except ValueError as error:
                 problems.append(f"annotation {entry.get('id')} {error}")
         if problems:
             more = f" (and {len(problems) - 1} more such problems)" if problems[1:] else ""
             self.refuse(f"{problems[0]}{more}: correct or remove it.")
-        numbers = np.array(rows, dtype=np.float64).reshape(-1, 5)
-        integers = np.array(labels, dtype=np.int64).reshape(-1, 3)
+        numbers = np.array(rows).reshape(-1, 5)
+        integers = np.array(labels).reshape(-1, 3)
         counts = np.bincount([index for index, _ in found], minlength=len(image_ids))
         return {
             "offsets": np.concatenate(([0], counts.cumsum())),
@@ -341,6 +342,6 @@ def _box_and_area(entry: Mapping[str, Any]) -> tuple[float, ...]:
     except (KeyError, TypeError, ValueError):
         shown = entry.get("bbox")
         raise ValueError(f"has bbox {shown!r}, not x, y, width and height") from None
-    if not np.isfinite((x, y, width, height, area)).all() or min(width, height) < 0:
+    if not all(map(math.isfinite, (x, y, width, height, area))) or min(width, height) < 0:
         raise ValueError(f"has bbox {[x, y, width, height]} and area {area:g}")
     return x, y, x + width, y + height, area

@@ -22,7 +22,7 @@ from attnorm.data.source import printable
 from attnorm.data.torch_loader import Request
 from attnorm.data.workers import nothing_to_collect
 from attnorm.detection.batch import DetectionBatch, InstanceMasks, Targets
-from attnorm.detection.coco import CocoData, read_split, training_view
+from attnorm.detection.coco import CocoData, TrainingView, read_split, training_view
 from attnorm.detection.masks import IGNORED, semantic_size
 from attnorm.detection.plan import Augmentation, DetectionPlan, EvaluationPlan, aspect_groups
 from attnorm.detection.sample import EvaluationSamples, Sample, TrainingSamples
@@ -75,14 +75,7 @@ def train_loader(
             f" {printable(str(view.data.annotations))} that hold something to train on: lower it to"
             f" at most {len(view) // placement.world_size}."
         )
-    logger.info(
-        "%d of %d images hold something to train on: %d objects; %d with a box of less than a pixel"
-        " are left out",
-        len(view),
-        len(view.data),
-        len(view.objects),
-        np.count_nonzero(~view.data.crowd) - len(view.objects),
-    )
+    _log_what_is_left_out(view)
     samples = TrainingSamples(
         view, config, Augmentation(config.horizontal_flip, config.train_sizes, seed)
     )
@@ -100,6 +93,18 @@ def eval_loader(config: CocoConfig, placement: Placement, *, prefetch: int) -> D
     data = read_split(config, training=False)
     plan = EvaluationPlan(len(data), placement.rank, placement.world_size)
     return DetectionLoader(EvaluationSamples(data, config), plan, config, placement, prefetch)
+
+
+def _log_what_is_left_out(view: TrainingView) -> None:
+    images = len(view.data) - len(view)
+    objects = int(np.count_nonzero(~view.data.crowd)) - len(view.objects)
+    if images or objects:
+        logger.info(
+            "not trained on: %d images without objects or too small, %d objects in such images or"
+            " with less than a pixel",
+            images,
+            objects,
+        )
 
 
 class _Plan(Protocol):
@@ -172,8 +177,8 @@ class _Batches(Dataset[Answer]):
                     if not self._samples.skips_broken:
                         break
         if not found or (broken and not self._samples.skips_broken):
-            empty = torch.zeros(0, dtype=torch.uint8)
-            return Answer(empty, empty, [], broken=broken)  # the main process stops the run here
+            # The main process stops the run at this answer.
+            return Answer(_together([]), _together([]), [], broken=broken)
         return Answer(
             _together([sample.pixels for sample in found]),
             _together([sample.masks for sample in found]),
@@ -251,6 +256,9 @@ class DetectionLoader(Loader):
             prefetch_factor=prefetch if config.workers else None,
             persistent_workers=config.workers > 0,
             pin_memory=placement.device.type == "cuda",
+            # Its own: it draws a number whenever it is started, and what a step draws from torch's
+            # would then depend on where a run was continued.
+            generator=torch.Generator(),
         )
 
     @property
@@ -341,20 +349,20 @@ class DetectionLoader(Loader):
         self._batches_of = None
 
 
-def _together(parts: Sequence[Tensor]) -> Tensor:
-    """All of the uint8 ``parts`` in a row; in a worker, in memory that the main process sees.
+def _together(parts: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """All of the ``parts`` in a row; in a worker, in memory that the main process sees.
 
     Otherwise they would be copied there once more, and the freed copies would let the worker's heap
     grow (the C library rarely reuses large blocks).
     """
-    length = sum(part.numel() for part in parts)
+    length = sum(part.size for part in parts)
     if get_worker_info() is None or not length:
         whole = torch.empty(length, dtype=torch.uint8)
     else:
         shared = torch.UntypedStorage._new_shared(length)
         whole = torch.empty(0, dtype=torch.uint8).set_(shared)
     if length:  # with NumPy, which takes no threads from others
-        np.concatenate([part.numpy().reshape(-1) for part in parts], out=whole.numpy())
+        np.concatenate([part.reshape(-1) for part in parts], out=whole.numpy())
     return whole
 
 

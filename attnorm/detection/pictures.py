@@ -120,20 +120,22 @@ def draw_comparison(
     shown = predictions.select(predictions.scores >= score)
     crowd = np.zeros(len(truth), dtype=bool) if crowd is None else crowd
     matches = match(shown, truth, crowd)
+    colors = [
+        MADE_UP if matched is None else IGNORED if crowd[matched] else FOUND for matched in matches
+    ]
     canvas = _Canvas.of(image, predictions)
+    if shown.masks is not None:
+        for index, color in enumerate(colors):
+            canvas.fill(shown.bitmap(index), color)
     for index, is_crowd in enumerate(crowd):
         if is_crowd:
             canvas.outline(truth.boxes[index].tolist(), IGNORED)
         elif index not in matches:
             name = class_names[int(truth.labels[index]) - 1]
             canvas.outline(truth.boxes[index].tolist(), MISSED, name)
-    for index, (label, matched) in enumerate(zip(shown.labels.tolist(), matches, strict=True)):
-        in_crowd = matched is not None and crowd[matched]
-        color = MADE_UP if matched is None else IGNORED if in_crowd else FOUND
-        if shown.masks is not None:
-            canvas.fill(shown.bitmap(index), color)
-        text = f"{class_names[label - 1]} {shown.scores[index]:.2f}"
-        canvas.outline(shown.boxes[index].tolist(), color, text)
+    for index in np.argsort(shown.scores, kind="stable").tolist():  # the best on top
+        text = f"{class_names[int(shown.labels[index]) - 1]} {shown.scores[index]:.2f}"
+        canvas.outline(shown.boxes[index].tolist(), colors[index], text)
     return canvas.picture()
 
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from attnorm.config import CocoConfig
 from attnorm.data.decode import BrokenImageError, decode_rgb
@@ -23,7 +21,7 @@ from attnorm.detection.transform import Geometry, resized_size
 
 THINGS = "things"  # data.semantic for maps made of the instances
 
-_NOTHING = torch.zeros(0, dtype=torch.uint8)
+_NOTHING = np.zeros(0, dtype=np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +40,13 @@ class Sample:
     """
 
     image_id: int
-    pixels: Tensor
+    pixels: NDArray[np.uint8]
     size: Size
     original_size: Size
     has_targets: bool = False
     boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    masks: Tensor = _NOTHING
+    masks: NDArray[np.uint8] = field(default_factory=lambda: _NOTHING)
     windows: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
     semantic: NDArray[np.uint8] | None = None
 
@@ -125,7 +123,7 @@ class TrainingSamples:
             has_targets=True,
             boxes=geometry.boxes(view.boxes[own]).astype(np.float32),
             labels=data.labels[objects],
-            masks=masks.pixels,
+            masks=masks.pixels.numpy(),
             windows=masks.windows.numpy(),
             semantic=self._semantic(index, geometry, masks, data.labels[objects]),
         )
@@ -192,6 +190,5 @@ def _sample(data: CocoData, index: int, geometry: Geometry) -> Sample:
             f"it is {image.shape[0]} × {image.shape[1]} pixels high and wide, the annotations say"
             f" {height} × {width}"
         )
-    return Sample(
-        int(data.image_ids[index]), geometry.pixels(image), geometry.size, geometry.original
-    )
+    pixels = geometry.pixels(image).numpy()
+    return Sample(int(data.image_ids[index]), pixels, geometry.size, geometry.original)

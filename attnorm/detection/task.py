@@ -16,10 +16,16 @@ from attnorm.detection import loader as data
 from attnorm.detection.average_precision import AveragePrecision
 from attnorm.detection.batch import DetectionBatch
 from attnorm.detection.check import check_coco
+from attnorm.detection.coco import read_split
 from attnorm.detection.evaluation import evaluate_predictions, predict
 from attnorm.detection.model import build_detector
 from attnorm.detection.pictures import found_and_missed
-from attnorm.detection.predictions import ImagePredictions, write_predictions
+from attnorm.detection.predictions import (
+    ImagePredictions,
+    read_predictions,
+    write_predictions,
+)
+from attnorm.detection.weights import load_backbone
 from attnorm.distributed import Placement
 from attnorm.errors import UserError
 from attnorm.training.precision import Precision
@@ -84,7 +90,9 @@ class Detection(ConfigurableTask):
             )
         detector = _with_semantic_classes(detector, scenes, len(names))
         with torch.device("meta"):  # costs no memory, and parts that do not fit show
-            build_detector(config.arch, config.norm, detector, len(names))
+            trial = build_detector(config.arch, config.norm, detector, len(names))
+        if config.weights not in (None, "timm"):  # their names and shapes, that is
+            load_backbone(trial.backbone, config.weights, config.arch, config.norm)
         scenes = replace(scenes, num_classes=len(names))
         return replace(config, data=scenes, detector=detector)
 
@@ -161,21 +169,14 @@ class Detection(ConfigurableTask):
         assert isinstance(loader, data.DetectionLoader)
         found = predict(model, loader, precision)
         self._loader = loader
-        own: Metrics = {}
-        if found is not None:  # rank 0 has everybody's
+
+        def compare() -> Metrics:
+            assert found is not None, "rank 0 has everybody's"
             self._found = found
             self._precision = evaluate_predictions(loader.annotations, found, self.category_ids)
-            own = self._metrics(self._precision)
-        metrics: Metrics = distributed.gather_objects(own)[0]
-        return {**metrics, "images": loader.num_images}
+            return _metrics(self._precision)
 
-    @staticmethod
-    def _metrics(precision: AveragePrecision) -> Metrics:
-        return {
-            f"{name}_{key}": precision.statistics.get(kind, {}).get(key)
-            for kind, name in KINDS.items()
-            for key in STATISTICS
-        }
+        return {**distributed.from_main(compare), "images": loader.num_images}
 
     def stored(self) -> dict[str, Any]:
         return {"class_names": self.class_names, "category_ids": self.category_ids}
@@ -185,12 +186,7 @@ class Detection(ConfigurableTask):
         assert self._precision is not None, "an evaluation comes first"
         path = folder / "predictions.json"
         write_predictions(path, self._found, self.category_ids)
-        names = zip(self.class_names, self.category_ids, strict=True)
-        per_class = self._precision.per_category
-        classes = {
-            name: {KINDS[kind]: per_class[kind].get(number) for kind in per_class}
-            for name, number in names
-        }
+        classes = _by_class(self._precision, self.class_names, self.category_ids)
         return {"predictions": str(path), "AP_by_class": classes}
 
     def pictures(self) -> dict[str, Tensor]:
@@ -205,6 +201,39 @@ class Detection(ConfigurableTask):
             )
             for found in shown
         }
+
+
+def evaluate_file(path: Path, config: Config) -> tuple[Metrics, dict[str, dict[str, float | None]]]:
+    """Metrics, and AP by class, of a file in COCO's result format.
+
+    Raises:
+        UserError: the file, or the validation annotations of ``config.data``, cannot be had.
+    """
+    if not isinstance(config.data, CocoConfig):
+        raise UserError(f"data={config.data.name} has no boxes: use data=coco or digit_scenes.")
+    coco = read_split(config.data, training=False)
+    found = read_predictions(path, coco)
+    ids = coco.category_ids.tolist()
+    precision = evaluate_predictions(coco.annotations, found, ids)
+    metrics: Metrics = {**_metrics(precision), "images": len(coco)}
+    return metrics, _by_class(precision, coco.category_names, ids)
+
+
+def _metrics(precision: AveragePrecision) -> Metrics:
+    return {
+        f"{name}_{key}": precision.statistics.get(kind, {}).get(key)
+        for kind, name in KINDS.items()
+        for key in STATISTICS
+    }
+
+
+def _by_class(
+    precision: AveragePrecision, names: Sequence[str], ids: Sequence[int]
+) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {KINDS[kind]: found.get(number) for kind, found in precision.per_category.items()}
+        for name, number in zip(names, ids, strict=True)
+    }
 
 
 def _parts(config: Config) -> tuple[CocoConfig, DetectorConfig]:

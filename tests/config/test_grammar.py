@@ -35,6 +35,11 @@ def test_a_path_is_taken_as_it_is_typed(path: str) -> None:
     assert schema.compose([f"data.root={path}"], stored=stored).data.root == path
 
 
+def test_a_group_has_no_null() -> None:
+    with pytest.raises(UserError, match="detector=null: choose one of cascade_mask_rcnn, htc,"):
+        compose(["detector=null"])
+
+
 def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
     assert schema.compose(["name=0012"]).name == "0012"
     assert schema.compose_run(["name=x/y z"])[1] == Path("runs/x/y z")

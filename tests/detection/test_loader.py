@@ -1,12 +1,14 @@
-"""Batches of real JPEGs: their targets, their order, and what happens to pictures that are broken."""
+"""Batches of real JPEGs: their targets, their order, and what happens to broken pictures."""
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,14 @@ from attnorm.detection import loader as detection_loader
 from attnorm.detection.batch import DetectionBatch
 from attnorm.detection.loader import DetectionLoader, categories, num_train_images
 from attnorm.errors import UserError
-from tests.detection.coco_files import TRAIN_SIZES, VAL_SIZES, config, placement, write_coco
+from tests.detection.coco_files import (
+    TRAIN_SIZES,
+    VAL_SIZES,
+    config,
+    placement,
+    write_coco,
+    write_maps,
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +118,7 @@ def test_images_and_targets_are_those_of_torchvision(root: Path, flip: bool) -> 
                 full = torch.zeros(size, dtype=torch.uint8)
                 full[y0:y1, x0:x1] = bitmap
                 overlap = (full & mask).sum() / (full | mask).sum()
-                assert overlap > 0.9, "torchvision draws first and resizes then"
+                assert overlap > 0.85, "torchvision draws first and resizes then"
     assert flipped == 0 if not flip else 0 < flipped < 6
 
 
@@ -187,6 +196,16 @@ def test_a_position_can_be_returned_to_exactly(root: Path, workers: int) -> None
     assert not all_same(list(training(settings, seed=1).epoch(3)), whole)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_torchs_random_numbers_are_left_to_the_network(root: Path, workers: int) -> None:
+    """A run that is continued would otherwise draw others than one that was not interrupted."""
+    before = torch.get_rng_state()
+    loader = training(config(root, workers=workers))
+    for start in (0, 2):
+        list(loader.epoch(0, start))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("aspect_groups", [True, False])
 def test_processes_share_the_global_batches_of_one(root: Path, aspect_groups: bool) -> None:
     settings = config(root, aspect_groups=aspect_groups, train_sizes=[56, 64])
@@ -197,9 +216,9 @@ def test_processes_share_the_global_batches_of_one(root: Path, aspect_groups: bo
             for r in range(world_size)
         ]
         for batch, *parts in zip(single, *shares, strict=True):
-            assert sum((part.image_ids for part in parts), []) == batch.image_ids
-            assert sum((part.sizes for part in parts), []) == batch.sizes
-            targets = sum((part.targets for part in parts), [])
+            assert list(chain(*(part.image_ids for part in parts))) == batch.image_ids
+            assert list(chain(*(part.sizes for part in parts))) == batch.sizes
+            targets = list(chain(*(part.targets for part in parts)))
             for ours, theirs in zip(targets, batch.targets, strict=True):
                 assert all(
                     torch.equal(getattr(ours, name), getattr(theirs, name))
@@ -261,21 +280,6 @@ def test_things_are_labelled_by_their_class(root: Path) -> None:
                 rows, columns = (inside == label).nonzero().T * 8
                 assert rows.min() >= box[1] - 1
                 assert columns.max() <= box[2] + 1
-
-
-def write_maps(root: Path, mode: str = "L") -> None:
-    """A map for every training picture: the number of its row, 100 more in its right half."""
-    folder = root / "stuffthingmaps" / "train2017"
-    folder.mkdir(parents=True)
-    for path in (root / "train2017").glob("*.jpg"):
-        with Image.open(path) as opened:
-            width, height = opened.size
-        labels = np.repeat(np.arange(height, dtype=np.uint8)[:, None], width, axis=1)
-        labels[:, width // 2 :] += 100
-        picture = Image.fromarray(labels)
-        if mode == "P":
-            picture.putpalette([7] * 768)
-        picture.save(folder / f"{path.stem}.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
@@ -379,24 +383,39 @@ def test_a_picture_that_is_gone_is_named(own: Path) -> None:
     loader.close()
 
 
-def test_a_worker_that_dies_is_explained(root: Path) -> None:
-    loader = training(config(root, workers=1), batch_size=1)
-    batches = loader.epoch(0)
+def test_a_killed_worker_is_reported_with_the_likely_cause(root: Path) -> None:
+    """As the kernel kills one that takes too much memory."""
+    before = set(multiprocessing.active_children())
+    batches = training(config(root, workers=2), batch_size=1).epoch(0)
     next(batches)
-    # The only children of this process that load batches are this loader's.
-    iterator = loader._batches_of._iterator
-    os.kill(iterator._workers[0].pid, signal.SIGKILL)
-    with pytest.raises(UserError, match=r"DataLoader worker.*lower data\.workers"):
-        for _ in range(50):
-            list(batches)
-            batches = loader.epoch(1)
-    loader.close()
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"worker .*killed.*out of memory: lower data\.workers"):
+        list(batches)
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()]
+)
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_no_unreadable_image(
+    root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def answers(_: object) -> Iterator[None]:
+        raise error
+        yield
+
+    monkeypatch.setattr(detection_loader, "_SECONDS_TO_SIGNAL", 0)
+    monkeypatch.setattr(DetectionLoader, "_answers", staticmethod(answers))
+    with pytest.raises(UserError, match=r"no longer answers.*killed.*lower data\.workers"):
+        list(training(config(root)).epoch(0))
 
 
 def test_a_batch_larger_than_the_data_set_is_refused(root: Path) -> None:
-    with pytest.raises(UserError, match="batch_size=8 is more than the 7 images .* at most 7"):
+    with pytest.raises(UserError, match=r"batch_size=8 is more than the 7 images .* at most 7"):
         training(config(root), batch_size=8)
-    with pytest.raises(UserError, match="batch_size=3 on each of 3 processes .* at most 2"):
+    with pytest.raises(UserError, match=r"batch_size=3 on each of 3 processes .* at most 2"):
         training(config(root), batch_size=3, rank=1, world_size=3)
 
 

@@ -137,6 +137,13 @@ def test_found_missed_made_up_and_crowds_have_their_colours(image: NDArray[np.ui
     assert at(picture, 200, 200) == (100, 100, 100)
 
 
+def test_masks_lie_below_every_frame(image: NDArray[np.uint8]) -> None:
+    truth = objects((100, 100, 50, 50), labels=[1])
+    picture = draw_comparison(image, objects((0, 0, 600, 400), labels=[2]), truth, NAMES)
+    assert at(picture, 150, 120) == MISSED, "under a mask that reaches to x = 300"
+    assert at(picture, 120, 120) != (100, 100, 100)
+
+
 def test_an_image_of_a_data_set_is_read_and_compared_with_its_own_objects(tmp_path: Path) -> None:
     files = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
     Image.new("RGB", (600, 400), (0, 0, 0)).save(files[0])

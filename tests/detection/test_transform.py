@@ -126,7 +126,7 @@ def test_both_ways_to_normalize_agree() -> None:
     normalize = normalization()
     image = picture(30, 50).reshape(30, 150)
     normalize(image.reshape(-1), [(30, 50)])
-    results = torch.empty(2, 30, 150)
+    results = torch.empty(2, 32, 192)[:, :30, :150]  # inside their padding
     normalize._write(image, results[0])
     normalize._write_on_cpu(image, results[1])
     torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-6)
