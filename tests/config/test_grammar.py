@@ -37,7 +37,7 @@ def test_a_path_is_taken_as_it_is_typed(path: str) -> None:
 
 def test_a_group_has_no_null() -> None:
     with pytest.raises(UserError, match="detector=null: choose one of cascade_mask_rcnn, htc,"):
-        compose(["detector=null"])
+        schema.compose(["detector=null"])
 
 
 def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
