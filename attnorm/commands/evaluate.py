@@ -28,7 +28,6 @@ from rich.console import Console
 from attnorm import config as schema
 from attnorm import distributed
 from attnorm.config.arguments import show_help, wants_help
-from attnorm.detection.task import Detection, evaluate_file
 from attnorm.errors import UserError, exit_on_user_error
 from attnorm.files import write_json
 from attnorm.run.evaluate import evaluate_checkpoint, results_table, show
@@ -81,6 +80,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _evaluate_file(own: EvalArguments, overrides: Sequence[str]) -> int:
     """A file of predictions against the annotations that ``data`` names."""
+    from attnorm.detection.task import Detection, evaluate_file  # a second of imports
+
     if own.checkpoint is not None:
         raise UserError("predictions= and checkpoint= exclude each other: give one of them.")
     assert own.predictions is not None

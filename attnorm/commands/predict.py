@@ -23,10 +23,8 @@ from rich.console import Console
 from attnorm.config import read_arguments
 from attnorm.config.arguments import show_help, wants_help
 from attnorm.config.checks import require
-from attnorm.detection.task import Detection
 from attnorm.errors import UserError, exit_on_user_error
 from attnorm.reporting.predict import show_predictions
-from attnorm.reporting.predict_objects import show_objects
 from attnorm.run.trained import KEYS, load_trained
 
 
@@ -58,7 +56,9 @@ def main(arguments: Sequence[str]) -> int:
         trained = load_trained(Path(own.checkpoint), overrides, allow=own.allow)
         console = Console(highlight=False)
         paths = [Path(image) for image in images]
-        if isinstance(trained.task, Detection):
+        if trained.config.detector is not None:
+            from attnorm.reporting.predict_objects import show_objects  # a second of imports
+
             show_objects(paths, trained, own.score, Path(own.output), console)
         else:
             show_predictions(paths, trained, own.top, console)

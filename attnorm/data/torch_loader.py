@@ -142,6 +142,9 @@ class TorchLoader(Loader):
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
             pin_memory=normalize.device.type == "cuda",
+            # Every start of the workers draws a seed. From torch's own generator it would shift
+            # what a model draws, in a run that is continued in the middle of an epoch.
+            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:

@@ -26,12 +26,12 @@ from attnorm.files import cache_folder
 
 SIZES = ((128, 128), (128, 160), (160, 128), (128, 192), (144, 128))  # height, width
 MAX_DIGITS = 5
-DIGIT_SIDES = (24, 64)  # pixels, of the scan
+DIGIT_SIDES = (32, 72)  # pixels, of the scan
 CROWD_SIDES = (14, 20)
 CROWD_DIGITS = (5, 8)
 EMPTY_SHARE, CROWD_SHARE = 0.04, 0.12  # of scenes without digits, of those with a crowd
 # Of a digit, at least this share stays visible under those that are laid on it.
-MIN_VISIBLE = 0.6
+MIN_VISIBLE = 0.7
 _PLACES = 8  # tried for a digit before it is left out
 _INK = 0.4  # opacity from which a pixel is part of a digit
 _JPEG_QUALITY = 92

@@ -111,6 +111,15 @@ def test_a_position_can_be_returned_to_exactly(make: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REAL)
+def test_starting_an_epoch_draws_nothing_that_a_model_could_draw(make: Make, name: str) -> None:
+    loader = make(name)
+    before = torch.get_rng_state()
+    next(loader.epoch(0))
+    next(loader.epoch(0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", REAL)
 def test_epochs_and_seeds_differ_and_repeat(make: Make, name: str) -> None:
     loader, other_seed = make(name), make(name, seed=1)
     first, second = collect(loader, 0)[0], collect(loader, 1)[0]

@@ -184,11 +184,7 @@ def test_a_mistake_ends_with_its_key_and_leaves_nothing(
 ) -> None:
     from attnorm.commands.train import main
 
-    kept = [
-        a
-        for a in SETTINGS
-        if not (a.startswith("detector") and overrides == ["seed=7"])
-    ]
+    kept = [a for a in SETTINGS if not (a.startswith("detector") and overrides == ["seed=7"])]
     if overrides == ["data=digits"]:
         kept = [a for a in kept if not a.startswith("data")]
     folder = tmp_path / "run"
