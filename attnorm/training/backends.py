@@ -22,6 +22,7 @@ def set_backends(precision: str, deterministic: bool = False) -> None:
         # Otherwise every fresh tensor is filled with NaN, one more pass over each activation.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
-    format = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = format  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = format
+    # By these names: torch's exporter and compiler read them, and refuse to where the newer
+    # fp32_precision was set.
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
