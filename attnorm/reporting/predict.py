@@ -44,13 +44,7 @@ def read_image(path: Path, trained: Trained) -> Tensor:
         UserError: no such file, or not an image.
     """
     data = labelled_images(trained.config)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: check the path.")
-    try:
-        image = decode_rgb(np.fromfile(path, dtype=np.uint8))
-    except BrokenImageError as error:
-        raise UserError(f"{path} cannot be decoded ({error}): give another image.") from error
-    crop = Transform(data.image_size, data.resize_size, None).centre(image)
+    crop = Transform(data.image_size, data.resize_size, None).centre(read_pixels(path))
     normalize = PixelNormalization(
         data.mean,
         data.std,
@@ -60,6 +54,20 @@ def read_image(path: Path, trained: Trained) -> Tensor:
         channels_last=trained.config.channels_last,
     )
     return normalize(crop[None])
+
+
+def read_pixels(path: Path) -> Tensor:
+    """An image file as it is, uint8 (H, W, 3).
+
+    Raises:
+        UserError: no such file, or not an image.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: check the path.")
+    try:
+        return decode_rgb(np.fromfile(path, dtype=np.uint8))
+    except BrokenImageError as error:
+        raise UserError(f"{path} cannot be decoded ({error}): give another image.") from error
 
 
 def _classes(probabilities: Tensor, trained: Trained, top: int) -> Table:

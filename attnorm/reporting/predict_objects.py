@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -12,12 +11,12 @@ from rich.table import Table
 from torch import Tensor
 
 from attnorm.config import CocoConfig
-from attnorm.data.decode import BrokenImageError, decode_rgb
 from attnorm.data.names import readable
 from attnorm.detection.pictures import draw
 from attnorm.detection.predictions import ImagePredictions, from_detections
 from attnorm.detection.transform import Geometry, PaddedNormalization, resized_size
 from attnorm.errors import UserError
+from attnorm.reporting.predict import read_pixels
 from attnorm.run.trained import Trained
 
 
@@ -34,7 +33,7 @@ def show_objects(
         UserError: a path is no file or no image, or ``folder`` cannot be written.
     """
     for path in paths:
-        image = _read(path)
+        image = read_pixels(path)
         found = find_objects(image, trained)
         target = folder / f"{path.stem}.objects.png"
         try:
@@ -66,15 +65,6 @@ def find_objects(image: Tensor, trained: Trained) -> ImagePredictions:
     with torch.inference_mode(), trained.precision.autocast():
         (detections,) = trained.model(normalize(pixels, [size]), [size])
     return from_detections(detections, 0, size, (height, width))
-
-
-def _read(path: Path) -> Tensor:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: check the path.")
-    try:
-        return decode_rgb(np.fromfile(path, dtype=np.uint8))
-    except BrokenImageError as error:
-        raise UserError(f"{path} cannot be decoded ({error}): give another image.") from error
 
 
 def _table(found: ImagePredictions, trained: Trained, score: float) -> Table:

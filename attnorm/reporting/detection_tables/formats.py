@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from attnorm.reporting import markdown
-from attnorm.reporting.comparison import Difference
+from attnorm.reporting.cells import joined, number, sign, signed, spread, state
 from attnorm.reporting.detection_tables.paper import METRICS, PaperRow, notes_of, rows_of
 from attnorm.reporting.detection_tables.table import TASK, Result, Row, Table
-from attnorm.reporting.runs import Run
+
+DIGITS = 1  # of AP in percent
 
 COMPARED = ("box_AP", "mask_AP")  # those that have columns "release" and "− BN"
 
@@ -40,16 +41,16 @@ def cells(row: Row) -> list[str]:
     texts = [row.paper.label, row.paper.head, f"{row.parameters / 1e6:.2f}"]
     texts.append(released.parameters_m if released else "–")
     for metric in METRICS:
-        texts.append(_joined(spread(r.mean(metric), r.std(metric)) for r in row.results))
+        texts.append(joined(spread(r.mean(metric), r.std(metric), DIGITS) for r in row.results))
         texts.append(row.paper.printed.get(metric, "–"))
         if metric in COMPARED:
             texts.append((getattr(released, metric) if released else None) or "–")
     for metric in COMPARED:
-        texts.append(_joined(_to_bn(row, index, metric) for index in range(len(row.results))))
+        texts.append(joined(_to_bn(row, index, metric) for index in range(len(row.results))))
         texts.append(_paper_difference(row.paper, metric))
-    texts.append(_joined(_number(r.images_per_second, ",.3g") for r in row.results))
-    texts.append(_joined(_number(r.process_hours, ".3g") for r in row.results))
-    texts.append(_joined([*(r.runs for r in row.results), *map(state, row.unfinished)]))
+    texts.append(joined(number(r.images_per_second, ",.3g") for r in row.results))
+    texts.append(joined(number(r.process_hours, ".3g") for r in row.results))
+    texts.append(joined([*(r.runs for r in row.results), *map(state, row.unfinished)]))
     texts.append(" ".join(f"[{note}]" for note in row.paper.notes))
     return texts
 
@@ -160,33 +161,11 @@ def _result(row: Row, index: int) -> dict[str, Any]:
     }
 
 
-def state(run: Run) -> str:
-    """How far a run that has not finished came."""
-    epochs = f"{run.result.get('epochs', 0)} of {run.config['epochs']} epochs"
-    return f"seed {run.config['seed']} {run.status}, {epochs}"
-
-
-def spread(mean: float | None, std: float | None) -> str:
-    """A mean and its standard deviation, in percent."""
-    if mean is None:
-        return "n/a"
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
-
-
-def signed(difference: Difference) -> str:
-    """A difference and its confidence interval, in points."""
-    value = _sign(difference.value)
-    if difference.margin is None:
-        return value
-    ends = (difference.value - difference.margin, difference.value + difference.margin)
-    return f"{value} [{', '.join(map(_sign, ends))}]"
-
-
 def _to_bn(row: Row, index: int, metric: str) -> str:
     compared = row.to_bn[index]
     if compared is None or metric not in compared.differences:
         return "–"
-    return signed(compared.differences[metric]) + ("" if compared.same_head else " ‡")
+    return signed(compared.differences[metric], DIGITS) + ("" if compared.same_head else " ‡")
 
 
 def _paper_difference(row: PaperRow, metric: str) -> str:
@@ -198,16 +177,4 @@ def _paper_difference(row: PaperRow, metric: str) -> str:
     )
     if baseline == row:
         return "–"
-    return _sign(float(row.printed[metric]) - float(baseline.printed[metric]))
-
-
-def _sign(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _joined(texts: Iterable[str]) -> str:
-    return "; ".join(texts) or "–"
+    return sign(float(row.printed[metric]) - float(baseline.printed[metric]), DIGITS)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from attnorm.reporting import markdown
+from attnorm.reporting.cells import joined, number, sign, signed, spread, state
 from attnorm.reporting.comparison import Difference
-from attnorm.reporting.runs import Run
 from attnorm.reporting.table1.paper import NOTES, ROWS
 from attnorm.reporting.table1.table import TASK, Result, Row, Table
 
+DIGITS = 2  # of errors in percent
 COLUMNS = (
     "model",
     "params (M)",
@@ -52,13 +53,13 @@ def cells(table: Table, row: Row) -> list[str]:
         "params (M)": f"{row.ours.parameters / 1e6:.2f}",
         "GMAC": gmacs,
         "paper FLOPs (G)": printed.paper_flops_g or "–",
-        "top-1 error (%)": _joined(spread(r.top1_error, r.top1_std) for r in results),
-        "top-5 error (%)": _joined(spread(r.top5_error, r.top5_std) for r in results),
-        "top-1 − BN": _joined(signed(difference) for difference in row.to_bn),
-        "top-1 − paper": _joined(signed(difference) for difference in row.to_paper),
-        "img/s": _joined(_number(r.images_per_second, ",.0f") for r in results),
-        "GPU hours": _joined(_number(r.process_hours, ".3g") for r in results),
-        "runs": _joined([*(r.runs for r in results), *(state(run) for run in row.unfinished)]),
+        "top-1 error (%)": joined(spread(r.top1_error, r.top1_std, DIGITS) for r in results),
+        "top-5 error (%)": joined(spread(r.top5_error, r.top5_std, DIGITS) for r in results),
+        "top-1 − BN": joined(signed(difference, DIGITS) for difference in row.to_bn),
+        "top-1 − paper": joined(signed(difference, DIGITS) for difference in row.to_paper),
+        "img/s": joined(number(r.images_per_second, ",.0f") for r in results),
+        "GPU hours": joined(number(r.process_hours, ".3g") for r in results),
+        "runs": joined([*(r.runs for r in results), *(state(run) for run in row.unfinished)]),
         "notes": " ".join(f"[{note}]" for note in row.paper.notes),
     }
     paper = iter(
@@ -172,42 +173,9 @@ def _result(row: Row, index: int) -> dict[str, Any]:
     }
 
 
-def state(run: Run) -> str:
-    """How far a run that has not finished came."""
-    epochs = f"{run.result.get('epochs', 0)} of {run.config['epochs']} epochs"
-    return f"seed {run.config['seed']} {run.status}, {epochs}"
-
-
-def spread(mean: float | None, std: float | None) -> str:
-    """A mean and its standard deviation, in percent."""
-    if mean is None:
-        return "n/a"
-    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
-
-
-def signed(difference: Difference | None) -> str:
-    """A difference and its confidence interval, in percentage points."""
-    if difference is None:
-        return "–"
-    value = f"{difference.value:+.2f}".replace("-", "−")
-    if difference.margin is None:
-        return value
-    ends = (difference.value - difference.margin, difference.value + difference.margin)
-    low, high = (f"{end:+.2f}".replace("-", "−") for end in ends)
-    return f"{value} [{low}, {high}]"
-
-
 def _paper_difference(row: Row) -> str:
     if row.paper.norm == "bn":
         return "–"
     bn = next(r for r in ROWS if (r.arch, r.norm) == (row.paper.arch, "bn"))
     own, base = (float(r.printed.paper_top1_error) for r in (row.paper, bn))
-    return f"{own - base:+.2f}".replace("-", "−")
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _joined(texts: Iterable[str]) -> str:
-    return "; ".join(texts) or "–"
+    return sign(own - base, DIGITS)
