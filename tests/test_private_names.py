@@ -28,7 +28,7 @@ PRIVATE = [
     ),
     (
         "torch.UntypedStorage._new_shared",
-        "attnorm/data/torch_loader.py",
+        "attnorm/data/worker_batches.py",
         "a worker's batch in memory that the main process sees",
     ),
     (

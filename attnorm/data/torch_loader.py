@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset
 
 from attnorm.data.broken import Skipping
 from attnorm.data.decode import BrokenImageError, Transform, decode_rgb
@@ -20,17 +16,7 @@ from attnorm.data.loader import Loader
 from attnorm.data.normalize import PixelNormalization
 from attnorm.data.sampling import Plan
 from attnorm.data.source import ImageSource
-from attnorm.data.workers import nothing_to_collect
-
-_SECONDS_TO_SIGNAL = 2.0
-
-
-@dataclass(frozen=True)
-class Request:
-    """One batch to decode."""
-
-    epoch: int
-    images: NDArray[np.int64]
+from attnorm.data.worker_batches import Request, WorkerBatches, uninitialized_pixels
 
 
 @dataclass
@@ -62,7 +48,8 @@ class _Batches(Dataset[Answer]):
         transform, count = self._transform, len(request.images)
         # Rows of pixels, three bytes each: what decoding gives, and channels_last for the device.
         shape = (count, transform.image_size, transform.image_size, 3)
-        answer = Answer(_pixels(shape), torch.zeros(count, dtype=torch.int64))
+        pixels = uninitialized_pixels(math.prod(shape)).view(shape)
+        answer = Answer(pixels, torch.zeros(count, dtype=torch.int64))
         drawn = transform.crop.draw(request.epoch, request.images) if transform.crop else None
         for slot, wanted in enumerate(request.images):
             found = self._decode(int(wanted), answer)
@@ -94,22 +81,6 @@ class _Batches(Dataset[Answer]):
         return None
 
 
-class _Requests(Sampler[Request]):
-    """The batches from the position that is set on it to the end of the epoch."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self.epoch = 0
-        self.start_batch = 0
-
-    def __len__(self) -> int:
-        return len(self._plan) - self.start_batch
-
-    def __iter__(self) -> Iterator[Request]:
-        for images in self._plan.batches(self.epoch, self.start_batch):
-            yield Request(self.epoch, images)
-
-
 class TorchLoader(Loader):
     """Reads, decodes, crops and resizes in ``workers`` processes (0: in this one)."""
 
@@ -131,71 +102,29 @@ class TorchLoader(Loader):
         self.num_images = plan.num_images
         self._plan = plan
         self._skipping = Skipping(source, skip_broken)
-        self._requests = _Requests(plan)
         self._normalize = normalize
-        self._batches_of: DataLoader[Answer] | None = DataLoader(
+        self._answers = WorkerBatches(
             _Batches(source, transform, skip_broken),
-            batch_size=None,
-            sampler=self._requests,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            prefetch_factor=prefetch if workers else None,
-            persistent_workers=workers > 0,
+            plan,
+            workers=workers,
+            prefetch=prefetch,
             pin_memory=normalize.device.type == "cuda",
-            # Every start of the workers draws a seed. From torch's own generator it would shift
-            # what a model draws, in a run that is continued in the middle of an epoch.
-            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if self._batches_of is None:
-            raise RuntimeError("the loader was closed")
-        self._requests.epoch, self._requests.start_batch = epoch, start_batch
-        try:
-            for answer in self._answers(self._batches_of):
-                if answer.broken:
-                    self._skipping.report(answer.broken)
-                    self.skipped += answer.replaced
-                labels = answer.labels.to(self._normalize.device, non_blocking=True)
-                yield self._normalize(answer.images), labels
-        except (ConnectionError, EOFError) as error:
-            # A worker ended before it handed over the memory of a batch. The signal that says so
-            # makes torch raise an error which names it: here, and not in whatever comes next.
-            time.sleep(_SECONDS_TO_SIGNAL)
-            raise RuntimeError(f"DataLoader worker no longer answers ({error}).") from error
+        for answer in self._answers.epoch(epoch, start_batch):
+            if answer.broken:
+                self._skipping.report(answer.broken)
+                self.skipped += answer.replaced
+            labels = answer.labels.to(self._normalize.device, non_blocking=True)
+            yield self._normalize(answer.images), labels
 
     def remedies(self, cores: int) -> list[str]:
         """More workers while there are cores for them, or the loader that needs less of both."""
         return [*self._more_workers(cores), "use loader=dali"]
 
-    @staticmethod
-    def _answers(batches: DataLoader[Answer]) -> Iterator[Answer]:
-        """The workers' answers. No frame here is left holding the iterator after an exception:
-
-        it would be collected with a traceback, some time, and then not end its workers well.
-        """
-        with nothing_to_collect():  # the workers start here
-            return iter(batches)
-
     def close(self) -> None:
-        # The workers end with the last reference to their DataLoader.
-        self._batches_of = None
-
-
-def _pixels(shape: tuple[int, ...]) -> Tensor:
-    """Uninitialized uint8; in a worker, in memory that the main process sees.
-
-    Otherwise the batch would be copied there, and the freed copies would let the worker's heap grow
-    (the C library rarely reuses large aligned blocks).
-    """
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    shared = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
-
-
-def _as_it_is(answer: Any) -> Any:
-    return answer
+        self._answers.close()

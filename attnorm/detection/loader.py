@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,14 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset
 
 from attnorm.config import CocoConfig
 from attnorm.data.decode import BrokenImageError
 from attnorm.data.loader import Loader
 from attnorm.data.source import printable
-from attnorm.data.torch_loader import Request
-from attnorm.data.workers import nothing_to_collect
+from attnorm.data.worker_batches import (
+    BatchPlan,
+    Request,
+    WorkerBatches,
+    uninitialized_pixels,
+)
 from attnorm.detection.batch import DetectionBatch, InstanceMasks, Targets
 from attnorm.detection.coco import CocoData, TrainingView, read_split, training_view
 from attnorm.detection.masks import IGNORED, semantic_size
@@ -31,8 +34,6 @@ from attnorm.distributed import Placement
 from attnorm.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-_SECONDS_TO_SIGNAL = 2.0
 
 
 def categories(config: CocoConfig) -> tuple[list[str], list[int]]:
@@ -105,12 +106,6 @@ def _log_what_is_left_out(view: TrainingView) -> None:
             images,
             objects,
         )
-
-
-class _Plan(Protocol):
-    def __len__(self) -> int: ...
-
-    def batches(self, epoch: int, start_batch: int) -> list[NDArray[np.int64]]: ...
 
 
 class _Samples(Protocol):
@@ -200,22 +195,6 @@ class _Batches(Dataset[Answer]):
         return semantic
 
 
-class _Requests(Sampler[Request]):
-    """The batches from the position that is set on it to the end of the epoch."""
-
-    def __init__(self, plan: _Plan) -> None:
-        self._plan = plan
-        self.epoch = 0
-        self.start_batch = 0
-
-    def __len__(self) -> int:
-        return len(self._plan) - self.start_batch
-
-    def __iter__(self) -> Iterator[Request]:
-        for images in self._plan.batches(self.epoch, self.start_batch):
-            yield Request(self.epoch, images)
-
-
 class DetectionLoader(Loader):
     """Batches of images and what there is to find in them, from ``data.workers`` processes.
 
@@ -229,7 +208,7 @@ class DetectionLoader(Loader):
     def __init__(
         self,
         samples: _Samples,
-        plan: _Plan,
+        plan: BatchPlan,
         config: CocoConfig,
         placement: Placement,
         prefetch: int,
@@ -237,7 +216,6 @@ class DetectionLoader(Loader):
         self.data, self.num_images, self.workers = samples.data, len(samples), config.workers
         self._samples, self._plan = samples, plan
         self._device = placement.device
-        self._requests = _Requests(plan)
         self._known_broken: set[int] = set()
         self._normalize = PaddedNormalization(
             config.mean,
@@ -247,18 +225,12 @@ class DetectionLoader(Loader):
             dtype=placement.dtype,
             memory_format=placement.memory_format,
         )
-        self._batches_of: DataLoader[Answer] | None = DataLoader(
+        self._answers = WorkerBatches(
             _Batches(samples, config.size_divisible),
-            batch_size=None,
-            sampler=self._requests,
-            collate_fn=_as_it_is,
-            num_workers=config.workers,
-            prefetch_factor=prefetch if config.workers else None,
-            persistent_workers=config.workers > 0,
+            plan,
+            workers=config.workers,
+            prefetch=prefetch,
             pin_memory=placement.device.type == "cuda",
-            # Its own: it draws a number whenever it is started, and what a step draws from torch's
-            # would then depend on where a run was continued.
-            generator=torch.Generator(),
         )
 
     @property
@@ -270,28 +242,10 @@ class DetectionLoader(Loader):
         return len(self._plan)
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[Any]:
-        if self._batches_of is None:
-            raise RuntimeError("the loader was closed")
-        self._requests.epoch, self._requests.start_batch = epoch, start_batch
-        try:
-            for answer in self._answers(self._batches_of):
-                self._report(answer.broken)
-                self.skipped += answer.replaced
-                yield self._batch(answer)
-        except (ConnectionError, EOFError) as error:
-            # A worker ended before it handed over the memory of a batch. The signal that says so
-            # makes torch raise an error which names it: here, and not in whatever comes next.
-            time.sleep(_SECONDS_TO_SIGNAL)
-            raise RuntimeError(f"DataLoader worker no longer answers ({error}).") from error
-
-    @staticmethod
-    def _answers(batches: DataLoader[Answer]) -> Iterator[Answer]:
-        """The workers' answers. No frame here is left holding the iterator after an exception:
-
-        it would be collected with a traceback, some time, and then not end its workers well.
-        """
-        with nothing_to_collect():  # the workers start here
-            return iter(batches)
+        for answer in self._answers.epoch(epoch, start_batch):
+            self._report(answer.broken)
+            self.skipped += answer.replaced
+            yield self._batch(answer)
 
     def _report(self, broken: Mapping[int, str]) -> None:
         """Name each of the ``broken`` images in the log once, or stop at the first."""
@@ -345,26 +299,12 @@ class DetectionLoader(Loader):
         )
 
     def close(self) -> None:
-        # The workers end with the last reference to their DataLoader.
-        self._batches_of = None
+        self._answers.close()
 
 
 def _together(parts: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """All of the ``parts`` in a row; in a worker, in memory that the main process sees.
-
-    Otherwise they would be copied there once more, and the freed copies would let the worker's heap
-    grow (the C library rarely reuses large blocks).
-    """
-    length = sum(part.size for part in parts)
-    if get_worker_info() is None or not length:
-        whole = torch.empty(length, dtype=torch.uint8)
-    else:
-        shared = torch.UntypedStorage._new_shared(length)
-        whole = torch.empty(0, dtype=torch.uint8).set_(shared)
-    if length:  # with NumPy, which takes no threads from others
+    """All of the ``parts`` in a row."""
+    whole = uninitialized_pixels(sum(part.size for part in parts))
+    if len(whole):  # with NumPy, which takes no threads from others
         np.concatenate([part.reshape(-1) for part in parts], out=whole.numpy())
     return whole
-
-
-def _as_it_is(answer: Any) -> Any:
-    return answer

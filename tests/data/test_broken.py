@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnorm.data import torch_loader
+from attnorm.data import worker_batches
 from attnorm.data.folder import scan
 from attnorm.errors import UserError
 from tests.data.conftest import Make
@@ -164,7 +164,7 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_no_unreadable_image(
         raise error
         yield
 
-    monkeypatch.setattr(torch_loader, "_SECONDS_TO_SIGNAL", 0)
-    monkeypatch.setattr(torch_loader.TorchLoader, "_answers", staticmethod(answers))
+    monkeypatch.setattr(worker_batches, "_SECONDS_TO_SIGNAL", 0)
+    monkeypatch.setattr(worker_batches.WorkerBatches, "_answers", staticmethod(answers))
     with pytest.raises(UserError, match=r"no longer answers.*killed.*lower data\.workers"):
         list(make("torch").epoch(0))

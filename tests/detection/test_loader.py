@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from attnorm.config import CocoConfig
+from attnorm.data import worker_batches
 from attnorm.detection import loader as detection_loader
 from attnorm.detection.batch import DetectionBatch
 from attnorm.detection.loader import DetectionLoader, categories, num_train_images
@@ -406,8 +407,8 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_no_unreadable_image(
         raise error
         yield
 
-    monkeypatch.setattr(detection_loader, "_SECONDS_TO_SIGNAL", 0)
-    monkeypatch.setattr(DetectionLoader, "_answers", staticmethod(answers))
+    monkeypatch.setattr(worker_batches, "_SECONDS_TO_SIGNAL", 0)
+    monkeypatch.setattr(worker_batches.WorkerBatches, "_answers", staticmethod(answers))
     with pytest.raises(UserError, match=r"no longer answers.*killed.*lower data\.workers"):
         list(training(config(root)).epoch(0))
 
@@ -429,7 +430,7 @@ def test_a_closed_loader_yields_nothing(root: Path) -> None:
 def test_pinned_answers_are_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the pinning thread makes of an answer has all that the answer has."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
-    answer = next(iter(training(config(root, semantic="things"))._batches_of))
+    answer = next(training(config(root, semantic="things"))._answers.epoch(0, 0))
     pinned = answer.pin_memory()
     for field in fields(answer):
         ours, theirs = getattr(answer, field.name), getattr(pinned, field.name)
