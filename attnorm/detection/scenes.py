@@ -33,7 +33,10 @@ EMPTY_SHARE, CROWD_SHARE = 0.04, 0.12  # of scenes without digits, of those with
 # Of a digit, at least this share stays visible under those that are laid on it.
 MIN_VISIBLE = 0.7
 _PLACES = 8  # tried for a digit before it is left out
-_INK = 0.4  # opacity from which a pixel is part of a digit
+# From no ink to all of it, in shares of the scan's white. The scans are 8 pixels wide: laid on as they
+# are, their digits fade into the ground over many pixels, and where one ends is anybody's guess.
+_INK_EDGE = (0.2, 0.4)
+_SOLID = 0.5  # opacity from which a pixel is part of a digit
 _JPEG_QUALITY = 92
 
 Bitmap = NDArray[np.bool_]
@@ -63,7 +66,7 @@ def scenes_root(config: CocoConfig) -> Path:
     """
     train, val = config.num_train_scenes, config.num_val_scenes
     if config.root is None:
-        folder = cache_folder() / f"digit-scenes-v1-{train}-{val}"
+        folder = cache_folder() / f"digit-scenes-v2-{train}-{val}"
     else:
         folder = Path(config.root).expanduser().absolute()
     make_digit_scenes(folder, config)
@@ -214,10 +217,10 @@ def _scene(
             scan = scans[int(random.integers(len(scans)))]
             for _ in range(_PLACES):
                 opacity = _placed(random, scan, int(random.integers(*DIGIT_SIDES)), size)
-                covered = _covered(objects, opacity >= _INK)
+                covered = _covered(objects, opacity >= _SOLID)
                 if covered is not None:
                     _paint(random, pixels, opacity)
-                    objects = [*covered, _Object(scan.digit, opacity >= _INK)]
+                    objects = [*covered, _Object(scan.digit, opacity >= _SOLID)]
                     break
     noise = random.normal(0, 4, pixels.shape).astype(np.float32)
     return (pixels + noise).clip(0, 255).astype(np.uint8), objects
@@ -251,7 +254,7 @@ def _lay_crowd(random: np.random.Generator, scans: Sequence[_Scan], pixels: Pixe
         corner = top, left + place * step
         opacity = _opacity(own[int(random.integers(len(own)))], side, corner, size)
         _paint(random, pixels, opacity)
-        mask |= opacity >= _INK
+        mask |= opacity >= _SOLID
     return _Object(digit, mask, crowd=True)
 
 
@@ -263,8 +266,10 @@ def _placed(random: np.random.Generator, scan: _Scan, side: int, size: tuple[int
 
 def _opacity(scan: _Scan, side: int, corner: tuple[int, int], size: tuple[int, int]) -> Pixels:
     ink = np.asarray(scan.grey.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
+    low, high = _INK_EDGE
     opacity = np.zeros(size, dtype=np.float32)
-    opacity[corner[0] : corner[0] + side, corner[1] : corner[1] + side] = ink / 255
+    square = opacity[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
+    square[:] = ((ink / 255 - low) / (high - low)).clip(0, 1)
     return opacity
 
 
