@@ -21,6 +21,7 @@ from attnorm.files import write_json, write_text
 from benchmarks import (
     checkpoint,
     command,
+    detection,
     layer,
     loader,
     measure,
@@ -38,6 +39,7 @@ SUBJECTS = {
     "memory": memory,
     "train": train,
     "command": command,
+    "detection": detection,
     "start": start,
     "checkpoint": checkpoint,
     "scaling": scaling,

@@ -148,13 +148,18 @@ def time_command(command: list[str], folder: Path) -> Finished:
     )
 
 
-def _row(
-    label: str, results: dict[str, list[Finished]], images: int, norms: list[str]
-) -> dict[str, Any]:
-    """Medians of one command; "ours ÷ it" above 1 means that ours took less time."""
-    own, norm = results[label], label.rpartition(", ")[2]
+def compare(results: dict[str, list[Finished]], ours: str, images: int) -> list[dict[str, Any]]:
+    """A row for each command; "ours ÷ it" above 1 means that ``ours`` took less time."""
+    return [
+        medians(label, own, images) | {"ours ÷ it": spread(results[ours], own)}
+        for label, own in results.items()
+    ]
+
+
+def medians(label: str, own: list[Finished], images: int) -> dict[str, Any]:
+    """What one command took."""
     seconds = statistics.median(done.seconds for done in own)
-    row: dict[str, Any] = {
+    return {
         "command": label,
         "seconds": round(seconds, 1),
         "img/s": round(images / seconds, 1),
@@ -163,14 +168,21 @@ def _row(
         "page faults, 1000": statistics.median(done.page_faults for done in own) // 1000,
         "peak, MiB": round(statistics.median(done.peak_mib for done in own)),
     }
-    row["ours ÷ it"] = _spread(results[f"{OURS}, {norm}"], own)
+
+
+def _row(
+    label: str, results: dict[str, list[Finished]], images: int, norms: list[str]
+) -> dict[str, Any]:
+    own, norm = results[label], label.rpartition(", ")[2]
+    row = medians(label, own, images)
+    row["ours ÷ it"] = spread(results[f"{OURS}, {norm}"], own)
     if len(norms) > 1:
         base = results[label.replace(f", {norm}", f", {norms[0]}")] if norm != norms[0] else own
-        row[f"speed ÷ {norms[0]}"] = _spread(own, base)
+        row[f"speed ÷ {norms[0]}"] = spread(own, base)
     return row
 
 
-def _spread(ours: list[Finished], others: list[Finished]) -> str:
+def spread(ours: list[Finished], others: list[Finished]) -> str:
     """Speed of the first over the second, round by round: median (lowest – highest)."""
     ratios = [b.seconds / a.seconds for a, b in zip(ours, others, strict=True)]
     return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} – {max(ratios):.3f})"

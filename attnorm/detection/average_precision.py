@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,7 @@ def evaluate(
     Raises:
         UserError: no such referee, or ground truth with nothing in it to find.
     """
-    if referee not in REFEREES:
-        raise UserError(f"referee={referee}: choose {' or '.join(REFEREES)}.")
+    require_referee(referee)
     truth = json.loads(coco_json.read_text(encoding="utf-8"))
     _complete(truth, coco_json, kinds)
     categories = tuple(sorted(category["id"] for category in truth["categories"]))
@@ -106,6 +106,21 @@ def evaluate(
         }
         precisions[kind], recalls[kind] = precision, recall
     return AveragePrecision(statistics, per_category, precisions, recalls, categories)
+
+
+def require_referee(name: str) -> None:
+    """Refuse what is unknown or not installed, which a run must know before its first evaluation.
+
+    Raises:
+        UserError: no such referee.
+    """
+    if name not in REFEREES:
+        raise UserError(f"data.referee={name}: choose {' or '.join(REFEREES)}.")
+    if find_spec(name) is None:
+        raise UserError(
+            f"data.referee={name} is not installed: pip install 'attnorm[fast-eval]', or use"
+            " data.referee=pycocotools."
+        )
 
 
 def _statistics(precision: Array, recall: Array) -> Iterator[tuple[str, float | None]]:
@@ -175,13 +190,8 @@ def _pycocotools(
 
 
 def _hotcoco(truth: dict[str, Any], found: list[dict[str, Any]], kind: str) -> tuple[Array, Array]:
-    try:
-        from hotcoco import COCO, COCOeval
-    except ImportError as error:
-        raise UserError(
-            "referee=hotcoco is not installed: pip install 'attnorm[fast-eval]', or use"
-            " referee=pycocotools."
-        ) from error
+    from hotcoco import COCO, COCOeval
+
     expected = COCO(truth)
     return _run(COCOeval(expected, expected.loadRes(found), kind))
 

@@ -200,6 +200,7 @@ class DetectionLoader(Loader):
 
     Attributes:
         data: the data set that the images are of.
+        referee: who computes the AP of what is found in them.
     """
 
     name = "torch"
@@ -215,6 +216,7 @@ class DetectionLoader(Loader):
     ) -> None:
         self.data, self.num_images, self.workers = samples.data, len(samples), config.workers
         self._samples, self._plan = samples, plan
+        self.referee = config.referee
         self._device = placement.device
         self._known_broken: set[int] = set()
         self._normalize = PaddedNormalization(

@@ -33,8 +33,8 @@ EMPTY_SHARE, CROWD_SHARE = 0.04, 0.12  # of scenes without digits, of those with
 # Of a digit, at least this share stays visible under those that are laid on it.
 MIN_VISIBLE = 0.7
 _PLACES = 8  # tried for a digit before it is left out
-# From no ink to all of it, in shares of the scan's white. The scans are 8 pixels wide: laid on as they
-# are, their digits fade into the ground over many pixels, and where one ends is anybody's guess.
+# From no ink to all of it, in shares of the scan's white. The scans are 8 pixels wide: laid on as
+# they are, their digits fade into the ground, and where one ends is anybody's guess.
 _INK_EDGE = (0.2, 0.4)
 _SOLID = 0.5  # opacity from which a pixel is part of a digit
 _JPEG_QUALITY = 92

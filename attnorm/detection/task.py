@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attnorm import distributed
 from attnorm.config import CocoConfig, Config, DetectorConfig, HTCConfig
 from attnorm.detection import loader as data
-from attnorm.detection.average_precision import AveragePrecision
+from attnorm.detection.average_precision import AveragePrecision, require_referee
 from attnorm.detection.batch import DetectionBatch
 from attnorm.detection.check import check_coco
 from attnorm.detection.coco import read_split
@@ -81,6 +81,7 @@ class Detection(ConfigurableTask):
         """See the base class; fills in the number of classes."""
         scenes, detector = _parts(config)
         _refuse(config, detector)
+        require_referee(scenes.referee)
         check_coco(scenes, training=True)
         names, _ = data.categories(scenes)
         if scenes.num_classes not in (None, len(names)):
@@ -135,6 +136,7 @@ class Detection(ConfigurableTask):
             UserError: the data cannot be had, or has other categories than the model.
         """
         scenes, _ = _parts(config)
+        require_referee(scenes.referee)
         check_coco(scenes, training=False)
         loader = data.eval_loader(scenes, placement, prefetch=config.loader.prefetch)
         unknown = sorted(set(loader.data.category_names) - set(self.class_names))
@@ -173,7 +175,9 @@ class Detection(ConfigurableTask):
         def compare() -> Metrics:
             assert found is not None, "rank 0 has everybody's"
             self._found = found
-            self._precision = evaluate_predictions(loader.annotations, found, self.category_ids)
+            self._precision = evaluate_predictions(
+                loader.annotations, found, self.category_ids, loader.referee
+            )
             return _metrics(self._precision)
 
         return {**distributed.from_main(compare), "images": loader.num_images}
@@ -214,7 +218,7 @@ def evaluate_file(path: Path, config: Config) -> tuple[Metrics, dict[str, dict[s
     coco = read_split(config.data, training=False)
     found = read_predictions(path, coco)
     ids = coco.category_ids.tolist()
-    precision = evaluate_predictions(coco.annotations, found, ids)
+    precision = evaluate_predictions(coco.annotations, found, ids, config.data.referee)
     metrics: Metrics = {**_metrics(precision), "images": len(coco)}
     return metrics, _by_class(precision, coco.category_names, ids)
 

@@ -13,6 +13,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from attnorm.detection import average_precision
 from attnorm.detection.average_precision import OVERLAPS, RECALLS, AveragePrecision, evaluate
 from attnorm.detection.predictions import (
     ImagePredictions,
@@ -235,3 +236,11 @@ def test_ground_truth_without_objects_is_refused(
 def test_an_unknown_referee_is_refused(truth_file: Path) -> None:
     with pytest.raises(UserError, match="choose pycocotools or hotcoco"):
         evaluate(truth_file, [], CATEGORY_IDS, referee="linesman")
+
+
+def test_a_referee_that_is_not_installed_is_refused_before_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(average_precision, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"data\.referee=hotcoco is not installed: pip install"):
+        average_precision.require_referee("hotcoco")

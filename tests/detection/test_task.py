@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,8 @@ def test_an_evaluation_is_what_pycocotools_says_of_its_file_on_any_number_of_pro
             assert one[f"{name}_{key}"] == pytest.approx(100 * value, abs=1e-9)
 
     again = tmp_path / "again.json"
-    command("eval.py", f"predictions={files[0]}", *SCENES[1:4], f"output={again}")
+    other = ["data.referee=hotcoco"] if find_spec("hotcoco") else []
+    command("eval.py", f"predictions={files[0]}", *SCENES[1:4], *other, f"output={again}")
     repeated = json.loads(again.read_text())
     assert repeated["AP_by_class"] == one["AP_by_class"]
     assert repeated["mask_AR100"] == one["mask_AR100"]
@@ -175,6 +177,7 @@ def test_a_picture_is_drawn_of_what_was_found(run: Path, tmp_path: Path) -> None
         (["weights=/nowhere.pt"], "weights=/nowhere.pt: there is no such file"),
         (["detector=htc"], "data.semantic=things"),
         (["task=classification"], "detector=mask_rcnn needs task=detection"),
+        (["data.referee=linesman"], "data.referee"),
         (["batch_size=64"], "lower it, or batch_size=64"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
