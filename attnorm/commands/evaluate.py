@@ -6,10 +6,12 @@ torchrun --standalone --nproc-per-node=8 eval.py checkpoint=... [the same]
 checkpoint=PATH     a last.pt or best.pt; the model is built from the config inside it
 predictions=FILE    instead of a checkpoint: a detector's predictions in COCO's result format, with
                     data=coco data.root=... that they were made on
+loaders=all         the same images through DALI, torch and timm's transform, or [dali,torch]:
+                    their errors beside each other, written to loaders.json
 weights=NAME        model (default), or ema: their moving average, of a run with ema.decay
 output=PATH         where to write the result (default: eval.json beside the checkpoint)
 data=NAME data.KEY= another data set, or another place: data.root=/data/imagenet
-loader=NAME         auto, dali, torch or synthetic (default: auto)
+loader=NAME         auto, dali, torch, timm or synthetic (default: auto)
 batch_size=N        images per process and step (default: as trained)
 precision=, device=, channels_last=   as in train.py (default: auto, auto, true)
 allow=PATH          a class that the checkpoint may name though it is not of attnorm, torch.nn
@@ -22,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -41,6 +44,7 @@ class EvalArguments:
     checkpoint: str | None = None
     predictions: str | None = None
     output: str | None = None
+    loaders: Any = None
     weights: str = "model"
     device: str = "auto"
     timeout_minutes: float = 10.0
@@ -59,6 +63,8 @@ def main(arguments: Sequence[str]) -> int:
         if own.checkpoint is None:
             raise UserError("checkpoint is not set: pass checkpoint=runs/NAME/best.pt.")
         path = Path(own.checkpoint)
+        if own.loaders is not None:
+            return _compare_loaders(own, path, overrides)
         evaluated = evaluate_checkpoint(
             path,
             overrides,
@@ -75,6 +81,24 @@ def main(arguments: Sequence[str]) -> int:
             console = Console()
             show(evaluated, console)
             console.print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
+    return 0
+
+
+def _compare_loaders(own: EvalArguments, path: Path, overrides: Sequence[str]) -> int:
+    from attnorm.run import loader_parity  # timm's transforms take a second to import
+
+    names, missing = loader_parity.chosen_loaders(own.loaders)
+    results, images = loader_parity.compare_loaders(
+        path, names, [*overrides, f"device={own.device}"], weights=own.weights, allow=own.allow
+    )
+    output = Path(own.output) if own.output is not None else path.parent / "loaders.json"
+    source = {"checkpoint": own.checkpoint, "weights": own.weights}
+    write_json(output, {**source, **loader_parity.as_record(results, images)})
+    console = Console()
+    loader_parity.show(results, images, str(path), console)
+    for name in missing:
+        console.print(f"loader={name} is not installed here")
+    console.print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
     return 0
 
 

@@ -154,22 +154,23 @@ def choose(loader: LoaderConfig, device: torch.device) -> tuple[str, str]:
     Raises:
         UserError: ``loader=dali`` without DALI.
     """
-    has_dali = _has_dali()
-    if loader.name == "dali" and not has_dali:
+    installed = has_dali()
+    if loader.name == "dali" and not installed:
         raise UserError(
             f"loader=dali, but DALI is not installed: install {_DALI_PACKAGES},"
             " or use loader=torch."
         )
     if loader.name != "auto":
         return loader.name, Loader.reason
-    if not has_dali:
+    if not installed:
         return "torch", f"DALI, which is faster, is not installed ({_DALI_PACKAGES})"
     if device.type == "cuda":
         return "dali", "it decodes, crops and normalizes on the GPU"
     return "dali", "it decodes only the crop, in threads: fastest here without a GPU too"
 
 
-def _has_dali() -> bool:
+def has_dali() -> bool:
+    """Whether NVIDIA DALI is installed."""
     # The name of a missing parent package would make find_spec raise.
     return bool(find_spec("nvidia")) and bool(find_spec("nvidia.dali"))
 

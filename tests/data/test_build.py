@@ -128,7 +128,7 @@ def test_a_batch_larger_than_the_data_set_is_refused(
 def test_dali_that_is_not_installed_is_refused_or_passed_over(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_has_dali", lambda: False)
+    monkeypatch.setattr(build, "has_dali", lambda: False)
     with pytest.raises(UserError, match=r"DALI is not installed: install attnorm\[cuda13\]"):
         check(root, loader=LoaderConfig(name="dali"))
     data = LabelledImagesConfig(name="folder", root=str(root), workers=0)
