@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from attnorm.models import create_model as create_model
     from attnorm.models import freeze_for_finetuning as freeze_for_finetuning
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AttentiveNorm2d",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from attnorm import __version__
 from tests.conftest import ROOT, SMALL_RESNET
@@ -31,6 +33,24 @@ def test_the_wheel_holds_the_package_its_configs_and_its_types(wheel: Path) -> N
         names
     )
     assert not [name for name in names if name.startswith(("benchmarks/", "tests/", "scripts/"))]
+
+
+def test_the_wheel_says_under_which_licence(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        folder = f"attnorm-{__version__}.dist-info"
+        metadata = archive.read(f"{folder}/METADATA").decode()
+        licence = archive.read(f"{folder}/licenses/LICENSE").decode()
+        assert archive.read(f"{folder}/licenses/NOTICE")
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "Version 2.0, January 2004" in licence
+
+
+def test_the_version_is_one() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    newest = re.search(r"^## (\S+) – (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert newest.groups() == (__version__, str(citation["date-released"]))
 
 
 def test_the_installed_command_trains_and_evaluates_in_an_empty_folder(
