@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attnorm import distributed
 from attnorm.config import Config, LabelledImagesConfig
+from attnorm.config.checks import require_choice
 from attnorm.data import build as data
+from attnorm.data.imagenet_labels import SUBSETS, reassessed_labels, subset_columns
 from attnorm.data.loader import Loader
 from attnorm.distributed import Placement
 from attnorm.errors import UserError
@@ -37,6 +38,29 @@ class Classification(ConfigurableTask):
     def __init__(self, class_names: Sequence[str], label_smoothing: float = 0.0) -> None:
         self.class_names = list(class_names)
         self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        # Of other test sets: the only classes that count, and the images' several labels.
+        self._columns: Tensor | None = None
+        self._several: Tensor | None = None
+
+    def grade_by(self, config: Config, labels: str, classes: str | None) -> None:
+        """How evaluations are graded from now on.
+
+        Args:
+            labels: original, or real: the reassessed labels of ILSVRC's validation set, where any
+                of an image's classes is right, and images without one do not count.
+            classes: imagenet_a or imagenet_r: the 200 classes of these test sets, the best of which
+                is the answer; None for all.
+
+        Raises:
+            UserError: no such labels or classes, or they do not fit the images or the model.
+        """
+        require_choice("labels", labels, ("original", "real"))
+        if classes is not None:
+            require_choice("classes", classes, SUBSETS)
+            self._columns = torch.from_numpy(subset_columns(classes, self.class_names))
+        if labels == "real":
+            images = data.eval_images(labelled_images(config))
+            self._several = torch.from_numpy(reassessed_labels(images, self.class_names))
 
     # ------------------------------------------------------------------ assembly
 
@@ -93,7 +117,11 @@ class Classification(ConfigurableTask):
         """
         data.check(labelled_images(config), config.loader, placement, training=False)
         return data.build_eval_loader(
-            labelled_images(config), config.loader, placement, class_names=self.class_names
+            labelled_images(config),
+            config.loader,
+            placement,
+            class_names=self.class_names,
+            numbered=self._several is not None,
         )
 
     # ------------------------------------------------------------------ training and evaluation
@@ -118,30 +146,49 @@ class Classification(ConfigurableTask):
         """
         was_training = model.training
         model.eval()
-        # Loss, correct at 1, correct at 5: float64 counts exactly to 2**53.
-        totals = torch.zeros(3, dtype=torch.float64, device=device)
+        # Loss, correct at 1, correct at 5, counted: float64 counts exactly to 2**53.
+        totals = torch.zeros(4, dtype=torch.float64, device=device)
         images_seen = num_classes = 0
         for images, labels in loader.epoch(0):
             with precision.autocast():
                 logits = model(images)
-            logits = logits.float()
+            totals += self._grades(logits.float(), labels)
             num_classes = logits.shape[1]
-            hits = logits.topk(min(5, num_classes)).indices == labels[:, None]
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            totals += torch.stack((loss.double(), hits[:, 0].sum(), hits.sum()))
             images_seen += len(labels)
         model.train(was_training)
         # One sum over processes; the count travels with it, once.
         sums = torch.cat((totals, totals.new_full((1,), images_seen)))
-        loss_sum, top1, top5, seen = distributed.all_reduce_sum(sums).tolist()
+        loss_sum, top1, top5, counted, seen = distributed.all_reduce_sum(sums).tolist()
         if int(seen) != loader.num_images:
             raise RuntimeError(f"evaluated {int(seen)} images of a data set of {loader.num_images}")
+        if not counted:
+            raise UserError("None of these images has a label that the model knows.")
         return {
-            "loss": loss_sum / seen,
-            "top1_error": 100.0 * (1.0 - top1 / seen),
-            "top5_error": 100.0 * (1.0 - top5 / seen) if num_classes >= 5 else None,
-            "images": int(seen),
+            "loss": loss_sum / counted,
+            "top1_error": 100.0 * (1.0 - top1 / counted),
+            "top5_error": 100.0 * (1.0 - top5 / counted) if num_classes >= 5 else None,
+            "images": int(counted),
         }
+
+    def _grades(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sums over a batch: cross-entropy, correct at 1, correct at 5, images that count."""
+        if self._columns is not None:
+            others = torch.ones_like(logits, dtype=torch.bool)
+            others[:, self._columns.to(logits.device)] = False
+            logits = logits.masked_fill(others, -torch.inf)
+        answers = logits.topk(min(5, logits.shape[1])).indices
+        if self._several is None:
+            right = labels[:, None]
+        else:  # labels are the images' numbers
+            right = self._several.to(labels.device)[labels]
+        hits = (answers[:, :, None] == right[:, None, :]).any(2)
+        counts = right >= 0
+        # The loss of several labels is the mean of theirs; those without one do not count.
+        log_probabilities = logits.log_softmax(1).gather(1, right.clamp(min=0))
+        losses = -log_probabilities.where(counts, 0).sum(1) / counts.sum(1).clamp(min=1)
+        return torch.stack(
+            (losses.double().sum(), hits[:, 0].sum(), hits.any(1).sum(), counts.any(1).sum())
+        )
 
     def stored(self) -> dict[str, Any]:
         return {"class_names": self.class_names}

@@ -8,6 +8,9 @@ predictions=FILE    instead of a checkpoint: a detector's predictions in COCO's 
                     data=coco data.root=... that they were made on
 loaders=all         the same images through DALI, torch and timm's transform, or [dali,torch]:
                     their errors beside each other, written to loaders.json
+labels=real         the reassessed labels of ILSVRC's validation images (ReaL); to eval_real.json
+classes=NAME        imagenet_a or imagenet_r: only their 200 classes can be the answer, for data=
+                    imagenet_a and imagenet_r; to eval_NAME.json. Also: data=imagenet_v2, sketch
 weights=NAME        model (default), or ema: their moving average, of a run with ema.decay
 output=PATH         where to write the result (default: eval.json beside the checkpoint)
 data=NAME data.KEY= another data set, or another place: data.root=/data/imagenet
@@ -46,6 +49,8 @@ class EvalArguments:
     output: str | None = None
     loaders: Any = None
     weights: str = "model"
+    labels: str = "original"
+    classes: str | None = None
     device: str = "auto"
     timeout_minutes: float = 10.0
     allow: list[str] = field(default_factory=list)
@@ -70,12 +75,17 @@ def main(arguments: Sequence[str]) -> int:
             overrides,
             weights=own.weights,
             allow=own.allow,
+            labels=own.labels,
+            classes=own.classes,
             device=own.device,
             timeout_minutes=own.timeout_minutes,
         )
         if distributed.rank() == 0:
-            output = Path(own.output) if own.output is not None else path.parent / "eval.json"
-            source = {"checkpoint": own.checkpoint, "weights": own.weights}
+            graded = {"labels": own.labels} if own.labels != "original" else {}
+            graded |= {"classes": own.classes} if own.classes is not None else {}
+            name = "_".join(["eval", *graded.values()]) + ".json"
+            output = Path(own.output) if own.output is not None else path.parent / name
+            source = {"checkpoint": own.checkpoint, "weights": own.weights, **graded}
             found = evaluated.trained.task.report(output.parent)
             write_json(output, {**source, **evaluated.metrics, **found})
             console = Console()

@@ -41,6 +41,10 @@ class LabelledImagesConfig(DataConfig):
     source: str = "folder"
     # Of source=folder: folder, or the shards that scripts/make_shards.py makes of one.
     format: str = "folder"
+    # Under root, with the class folders to evaluate on; "." where root itself has them.
+    val_folder: str = "val"
+    # Class folders are named by ILSVRC's numbers, 0 to 999, in place of WordNet ids.
+    numbered_classes: bool = False
     image_size: int = 224
     # Short side before the centre crop of an evaluation image.
     resize_size: int = 256

@@ -15,6 +15,7 @@ from attnorm.config.locate import locate
 from attnorm.data.decode import Transform
 from attnorm.data.digits import digits_root
 from attnorm.data.folder import scan
+from attnorm.data.imagenet_labels import synsets
 from attnorm.data.loader import Loader
 from attnorm.data.normalize import PixelNormalization
 from attnorm.data.sampling import Plan, RandomCrop
@@ -123,10 +124,12 @@ def build_eval_loader(
     placement: Placement,
     *,
     class_names: Sequence[str] | None = None,
+    numbered: bool = False,
 ) -> Loader:
     """Central crops of ``val/``, every image once over all processes; ``train/`` is not needed.
 
     Args:
+        numbered: labels are the images' own numbers, to look up what is known of them.
         class_names: the classes in the order of a model's outputs; those of ``train/`` if None,
             or of ``val/`` where there is no ``train/``.
 
@@ -145,7 +148,18 @@ def build_eval_loader(
         images = _splits(config, training=False)[-1]
         if class_names is not None:
             images = images.with_classes(class_names)
+        if numbered:
+            images = images.numbered()
     return _build(config, loader, placement, images, plan, crop=None)
+
+
+def eval_images(config: LabelledImagesConfig) -> ImageSource:
+    """The images of ``val/``, for what is known of them by name.
+
+    Raises:
+        UserError: there are none.
+    """
+    return _splits(config, training=False)[-1]
 
 
 def choose(loader: LoaderConfig, device: torch.device) -> tuple[str, str]:
@@ -242,15 +256,29 @@ def _splits(config: LabelledImagesConfig, training: bool) -> tuple[ImageSource, 
     root = _root(config)
     if not root.is_dir():
         raise UserError(f"data.root={root} is not a folder: give the one with train/ and val/.")
-    wanted = ["train", "val"] if training or (root / "train").is_dir() else ["val"]
+    val = config.val_folder
+    wanted = ["train", val] if training or (root / "train").is_dir() else [val]
     for split in wanted:
         if not (root / split).is_dir():
             raise UserError(
                 f"data.root={root} has no {split}/: images belong into train/CLASS/* and"
-                " val/CLASS/*."
+                f" {val}/CLASS/*."
             )
     scanned = [_scan_once(root / split, config.format) for split in wanted]
+    if config.numbered_classes:
+        scanned = [_named_by_synsets(images) for images in scanned]
     return (*scanned[:-1], scanned[-1].with_classes(scanned[0].classes))
+
+
+def _named_by_synsets(images: ImageSource) -> ImageSource:
+    names = synsets()
+    unknown = [n for n in images.classes if not (n.isdecimal() and int(n) < len(names))]
+    if unknown:
+        raise UserError(
+            f"data.numbered_classes=true: the class folder {unknown[0]} is not a number from 0 to"
+            f" {len(names) - 1}."
+        )
+    return images.renamed([names[int(name)] for name in images.classes])
 
 
 @functools.cache

@@ -52,6 +52,14 @@ class ImageFolder:
         labels = relabelled(self.labels, self.classes, classes, self.root)
         return replace(self, classes=tuple(classes), labels=labels)
 
+    def renamed(self, classes: Sequence[str]) -> ImageFolder:
+        """The same images and labels under other names of classes."""
+        return replace(self, classes=tuple(classes))
+
+    def numbered(self) -> ImageFolder:
+        """The same images, each labelled by its own number."""
+        return replace(self, labels=np.arange(len(self)))
+
 
 def scan(root: Path) -> ImageFolder:
     """Every image below ``root/CLASS``, at any depth.

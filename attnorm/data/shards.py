@@ -53,6 +53,14 @@ class Shards:
         labels = relabelled(self.labels, self.classes, classes, self.root)
         return replace(self, classes=tuple(classes), labels=labels)
 
+    def renamed(self, classes: Sequence[str]) -> Shards:
+        """The same images and labels under other names of classes."""
+        return replace(self, classes=tuple(classes))
+
+    def numbered(self) -> Shards:
+        """The same images, each labelled by its own number."""
+        return replace(self, labels=np.arange(len(self)))
+
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.shards, index, side="right")) - 1
 

@@ -44,6 +44,12 @@ class ImageSource(Protocol):
             UserError: a class of these images is not among them.
         """
 
+    def renamed(self, classes: Sequence[str]) -> ImageSource:
+        """The same images and labels under other names of classes."""
+
+    def numbered(self) -> ImageSource:
+        """The same images, each labelled by its own number."""
+
 
 def relabelled(
     labels: NDArray[np.int64], own: Sequence[str], classes: Sequence[str], root: Path

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from attnorm import distributed
+from attnorm.classification import Classification
+from attnorm.errors import UserError
 from attnorm.run.trained import Trained, load_trained
 from attnorm.training.task import Metric, Metrics
 
@@ -31,6 +33,8 @@ def evaluate_checkpoint(
     *,
     weights: str = "model",
     allow: Collection[str] = (),
+    labels: str = "original",
+    classes: str | None = None,
     device: str = "auto",
     timeout_minutes: float = 10.0,
 ) -> Evaluated:
@@ -38,10 +42,11 @@ def evaluate_checkpoint(
 
     Args:
         overrides, weights, allow: as in :func:`attnorm.run.trained.load_trained`.
+        labels, classes: as in :meth:`attnorm.classification.Classification.grade_by`.
         timeout_minutes: how long processes wait for one that does not answer.
 
     Raises:
-        UserError: the checkpoint, the data or the device cannot be had.
+        UserError: the checkpoint, the data, the labels or the device cannot be had.
     """
     process = distributed.current_process(device)
     overrides = [*overrides, f"device={device}"]
@@ -49,11 +54,20 @@ def evaluate_checkpoint(
         trained = distributed.together(
             lambda: load_trained(path, overrides, weights=weights, allow=allow)
         )
+        if labels != "original" or classes is not None:
+            distributed.together(lambda: _grade_by(trained, labels, classes))
         with closing(distributed.together(trained.loader)) as loader:
             metrics = trained.task.evaluate(
                 trained.model, loader, trained.precision, process.device
             )
     return Evaluated(trained, metrics)
+
+
+def _grade_by(trained: Trained, labels: str, classes: str | None) -> None:
+    if not isinstance(trained.task, Classification):
+        name = trained.config.task.name
+        raise UserError(f"labels= and classes= are for task=classification, not {name}.")
+    trained.task.grade_by(trained.config, labels, classes)
 
 
 def show(evaluated: Evaluated, console: Console) -> None:
