@@ -25,12 +25,16 @@ class ArchConfig:
     attentive_sites: str | None = None
     # Integer, or list (one per stage).
     attentive_components: Any = 10
+    # Where the scale of norm=an's mixtures starts, about; null: K / 2, the paper's start.
+    attentive_scale: float | None = None
     # Last normalizer of each residual branch, whose scale norm.zero_init_last sets.
     residual_sites: str | None = None
     # Modules that squeeze-and-excitation follows, and the attribute of their blocks that timm
     # keeps for it (null: the module becomes a Sequential of itself and the unit).
     squeeze_sites: str | None = None
     squeeze_slot: str | None = None
+    # Standard deviation of the classifier's new weights, whose biases are 0; null: as timm does it.
+    classifier_std: float | None = None
     # true: timm's weights from the hub; a path: .pth or .safetensors.
     pretrained: Any = False
 
@@ -43,6 +47,9 @@ class ArchConfig:
                     " arch.pretrained alone."
                 )
         check_num_components("arch.attentive_components", self.attentive_components)
+        _check_scale("arch.attentive_scale", self.attentive_scale)
+        std = self.classifier_std
+        require(std is None or std >= 0, "arch.classifier_std", std, "0 or more, or null")
         require(
             isinstance(self.pretrained, bool | str),
             "arch.pretrained",
@@ -111,12 +118,19 @@ class AttentiveNormConfig(NormConfig):
     backbone: str = "bn"
     attention: str = "sigmoid"
     separate_attention: bool = False
+    # Where the mixtures' scale starts, about; null for the architecture's own attentive_scale.
+    initial_scale: float | None = None
     num_groups: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_components is not None:
             check_num_components("norm.num_components", self.num_components)
+        _check_scale("norm.initial_scale", self.initial_scale)
         require_choice("norm.backbone", self.backbone, ("bn", "gn", "in", "ln", "sn"))
         require_choice("norm.attention", self.attention, ("sigmoid", "conv_relu", "released"))
         require(self.num_groups >= 1, "norm.num_groups", self.num_groups, "at least 1")
+
+
+def _check_scale(key: str, scale: float | None) -> None:
+    require(scale is None or scale > 0, key, scale, "positive, or null")

@@ -141,11 +141,12 @@ def place(
                 "set: give a pattern that matches the whole names of its batch norms."
             )
         sites = match_batch_norms(model, arch.attentive_sites, "arch.attentive_sites")
-        model = _replace(model, sites, norm, arch.attentive_components)
+        model = _replace(model, sites, norm, arch.attentive_components, arch.attentive_scale)
     elif _layer_class(norm) is not nn.BatchNorm2d:
         model = _replace(model, match_batch_norms(model, None, ""), norm, DEFAULT_COMPONENTS)
     if not trained:
         _scale_residual_branches(model, arch, norm)
+        _start_classifier(model, arch)
     correct_recomputed_statistics(model)
     return model
 
@@ -183,9 +184,15 @@ def _unknown_key(key: str, known: set[str], owner: str) -> str:
 
 
 def _replace(
-    model: nn.Module, sites: list[Site], norm: NormConfig, default_components: int | list[int]
+    model: nn.Module,
+    sites: list[Site],
+    norm: NormConfig,
+    default_components: int | list[int],
+    default_scale: float | None = None,
 ) -> nn.Module:
     layer, options = _layer_class(norm), norm.layer_options()
+    if "initial_scale" in options and options["initial_scale"] is None:
+        options["initial_scale"] = default_scale
     if "num_components" not in options:
         return replace_batch_norms(model, sites, [partial(layer, **options)] * len(sites))
     own = options.pop("num_components")
@@ -227,6 +234,21 @@ def _fill_slot(model: nn.Module, name: str, unit: nn.Module) -> None:
         what = "does not exist" if present is missing else f"holds a {type(present).__name__}"
         raise UserError(f"arch.squeeze_slot: {name} {what}; it must be None or an Identity.")
     set_submodule(model, name, unit)
+
+
+def _start_classifier(model: nn.Module, arch: ArchConfig) -> None:
+    if arch.classifier_std is None:
+        return
+    network: Any = model  # one of timm's
+    classifier = network.get_classifier()
+    if not isinstance(classifier, nn.Linear):
+        if isinstance(classifier, nn.Identity):  # num_classes=0: features alone
+            return
+        kind = type(classifier).__name__
+        raise UserError(f"arch.classifier_std: the classifier of {arch.name} is a {kind}.")
+    nn.init.normal_(classifier.weight, std=arch.classifier_std)
+    if classifier.bias is not None:
+        nn.init.zeros_(classifier.bias)
 
 
 def _scale_residual_branches(model: nn.Module, arch: ArchConfig, norm: NormConfig) -> None:

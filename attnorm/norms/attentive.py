@@ -42,6 +42,9 @@ class AttentiveNorm2d(Normalization):
         eps: Added to the variance.
         momentum: Weight of the newest batch in the running statistics.
         separate_attention: Mixture coefficients of their own for the offsets (§1.2).
+        initial_scale: Where the mixture's scale starts, about; None for the paper's start (γ near
+            1), which is K / 2 since every λ_k starts near 1/2. Before a ReLU6, which cuts at 6, so
+            large a scale makes gradients grow from layer to layer.
         num_groups: For backbone gn: the largest divisor of C up to this is used.
         activation: ``"relu"`` cuts negative values of the result within the same operator.
         track_running_stats: Keep running statistics for evaluation (backbone bn); without them
@@ -67,6 +70,7 @@ class AttentiveNorm2d(Normalization):
         momentum: float = 0.1,
         *,
         separate_attention: bool = False,
+        initial_scale: float | None = None,
         num_groups: int = 32,
         activation: Literal["relu"] | None = None,
         track_running_stats: bool = True,
@@ -79,6 +83,9 @@ class AttentiveNorm2d(Normalization):
         _require(activation in (None, "relu"), "activation", activation, "relu or None")
         for name, count in (("num_components", num_components), ("num_groups", num_groups)):
             _require(count >= 1, name, count, "at least 1")
+        valid = initial_scale is None or initial_scale > 0
+        _require(valid, "initial_scale", initial_scale, "positive or None")
+        self.initial_scale = initial_scale
         self.num_features, self.num_components = num_features, num_components
         self.backbone, self.attention_name, self.activation = backbone, attention, activation
         self.eps, self.momentum, self.group_name = eps, momentum, ""
@@ -100,9 +107,11 @@ class AttentiveNorm2d(Normalization):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """γ = 1 + 0.1 N(0, 1), β = 0.1 N(0, 1) (paper, §4)."""
-        nn.init.normal_(self.weight, 1.0, 0.1)
-        nn.init.normal_(self.bias, 0.0, 0.1)
+        """γ = 1 + 0.1 N(0, 1), β = 0.1 N(0, 1) (paper, §4), for ``initial_scale`` times 2 / K."""
+        wanted = self.initial_scale
+        scale = 1.0 if wanted is None else 2 * wanted / self.num_components
+        nn.init.normal_(self.weight, scale, 0.1 * scale)
+        nn.init.normal_(self.bias, 0.0, 0.1 * scale)
 
     def synchronize(self, group: dist.ProcessGroup | None = None) -> Self:
         """Share the statistics of a training batch between the processes of ``group``.

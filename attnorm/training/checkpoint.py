@@ -40,7 +40,12 @@ FREE_KEYS = (
     "loader.prefetch",
     "data.root",
     "data.workers",
+    "data.referee",
+    # Of new weights alone.
     "arch.pretrained",
+    "arch.classifier_std",
+    "arch.attentive_scale",
+    "norm.initial_scale",
 )
 
 

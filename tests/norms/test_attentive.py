@@ -100,6 +100,15 @@ def test_scales_and_offsets_start_as_the_paper_says() -> None:
     assert abs(float(module.bias.std()) - 0.1) < 0.01
 
 
+@pytest.mark.parametrize("components", [2, 5, 40])
+def test_a_mixtures_scale_can_start_at_one_whatever_its_components(components: int) -> None:
+    torch.manual_seed(0)
+    module = layer(256, components, initial_scale=1.0)
+    x = torch.randn(16, 256, 6, 6)
+    assert module(x).std().item() == pytest.approx(1, rel=0.1)
+    assert layer(256, components)(x).std().item() == pytest.approx(components / 2, rel=0.1)
+
+
 @pytest.mark.parametrize(
     "options", [{"backbone": b} for b in BACKBONES] + [{"attention": "released"}]
 )
@@ -190,6 +199,7 @@ def test_inputs_of_another_shape_are_refused() -> None:
         ({"activation": "gelu"}, "activation=gelu"),
         ({"k": 0}, "num_components=0"),
         ({"num_groups": 0}, "num_groups=0"),
+        ({"initial_scale": 0.0}, "initial_scale=0.0"),
     ],
 )
 def test_impossible_options_are_named(options: dict[str, Any], message: str) -> None:

@@ -31,8 +31,6 @@ from attnorm.training.interrupts import EXIT_INTERRUPTED
 CONSOLE = Console(highlight=False, soft_wrap=True)
 ALL_ROWS = tuple(f"{row.arch}_{row.norm}" for row in ROWS)
 DEFAULT_RUNS = {"digits": Path("runs/table1-small"), "imagenet": Path("runs/table1")}
-# At 32² all but the first stages of MobileNet-v2 see a few pixels, and it may diverge at the start.
-LARGER_DIGITS = {"mobilenetv2": ["data.image_size=64", "data.resize_size=64"]}
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -117,7 +115,6 @@ def _plan_run(row: str, seed: int, wanted: TableRuns) -> PlannedRun:
     if wanted.data == "digits":
         experiment, papers = "small", 1
         settings = [f"+experiment={experiment}", f"arch={arch}", f"norm={norm}"]
-        settings += LARGER_DIGITS.get(arch, [])
     else:
         # The paper's 4 GPUs × 128 images, and 8 × 32 for SN (Table 1).
         experiment, papers = f"table1/{row}", 8 if norm == "sn" else 4
