@@ -2,6 +2,9 @@
 
 One layer at a time, at the shapes of real networks, in training, on random activations: forward,
 forward and backward, and what is kept in between. Contestants take turns.
+
+On a GPU the times are those of the kernels, on inputs that take turns too: what Python needs to
+launch them does not count, nor does what is left in the cache. On a CPU it is the clock's time.
 """
 
 from __future__ import annotations
@@ -15,10 +18,13 @@ from torch import Tensor, nn
 
 from attnorm.models import create_model
 from attnorm.norms import AttentiveNorm2d
+from attnorm.training.backends import set_backends
 from attnorm.training.precision import Precision
-from benchmarks.measure import PRECISIONS, default_device, take_turns
+from benchmarks.device_time import device_seconds, in_rotation, rotated
+from benchmarks.measure import PRECISIONS, default_device, seconds, take_turns
 
 ARCHITECTURES = ("resnet50", "resnet101", "densenet161", "mobilenetv2")
+Pair = tuple[Tensor, Tensor]  # x, dy
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -57,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Tables of times and ratios, one row per shape and layout."""
+    set_backends(args.dtype)
     rows = []
     for arch in args.arch:
         for channels, size, components, layers in attentive_shapes(arch, args.image_size):
@@ -100,12 +107,21 @@ def _measure(
         compiled = Figure3(channels, components)
         compiled.compile()
         modules["Figure 3 compiled"] = compiled
-    x = torch.randn(shape, dtype=Precision(args.dtype, device.type).input_dtype, device=device)
-    x = x.to(memory_format=LAYOUTS[layout]).requires_grad_()
-    dy = torch.randn_like(x)
+    dtype = Precision(args.dtype, device.type).input_dtype
+
+    def made() -> Pair:
+        x = torch.randn(shape, dtype=dtype, device=device)
+        x = x.to(memory_format=LAYOUTS[layout]).requires_grad_()
+        return x, torch.randn_like(x)
+
+    pairs = rotated(made, device)
+    following, (x, dy) = in_rotation(pairs), pairs[0]
     modules = {name: module.to(device) for name, module in modules.items()}
-    forward = take_turns({n: _forward(m, x) for n, m in modules.items()}, args.repeats)
-    both = take_turns({n: _forward_backward(m, x, dy) for n, m in modules.items()}, args.repeats)
+    clock = device_seconds if device.type == "cuda" else seconds
+    forward, both = (
+        take_turns({n: call(m, following) for n, m in modules.items()}, args.repeats, clock)
+        for call in (_forward, _forward_backward)
+    )
     row: dict[str, Any] = {
         "layout": layout,
         "BN forward, ms": forward.median("BN") * 1e3,
@@ -125,13 +141,18 @@ def _measure(
     return row
 
 
-def _forward(module: nn.Module, x: Tensor) -> Callable[[], object]:
-    return lambda: module(x)
+def _forward(module: nn.Module, following: Callable[[], Pair]) -> Callable[[], object]:
+    return lambda: module(following()[0])
 
 
-def _forward_backward(module: nn.Module, x: Tensor, dy: Tensor) -> Callable[[], object]:
-    leaves = [x, *module.parameters()]
-    return lambda: torch.autograd.grad(module(x), leaves, dy)
+def _forward_backward(module: nn.Module, following: Callable[[], Pair]) -> Callable[[], object]:
+    parameters = list(module.parameters())
+
+    def call() -> object:
+        x, dy = following()
+        return torch.autograd.grad(module(x), [x, *parameters], dy)
+
+    return call
 
 
 def _kept(module: nn.Module, x: Tensor) -> int:

@@ -51,13 +51,21 @@ class Times(dict[str, list[float]]):
         return statistics.median(own / other for own, other in pairs)
 
 
-def take_turns(contestants: Mapping[str, Callable[[], object]], repeats: int) -> Times:
-    """Time all contestants block by block, in ``repeats`` rounds."""
+def take_turns(
+    contestants: Mapping[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[Callable[[], object], int], float] | None = None,
+) -> Times:
+    """Time all contestants block by block, in ``repeats`` rounds.
+
+    ``clock`` gives the seconds per call of a block of calls; by default :func:`seconds`.
+    """
+    clock = clock or seconds
     calls = {name: _calls_per_block(call) for name, call in contestants.items()}
     times = Times({name: [] for name in contestants})
     for _ in range(repeats):
         for name, call in contestants.items():
-            times[name].append(seconds(call, calls[name]))
+            times[name].append(clock(call, calls[name]))
     return times
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from attnorm.errors import UserError
 from attnorm.reporting.table1.paper import ROWS, PaperRow
+from benchmarks.model import EAGER
 
 TRAIN_IMAGES = 1_281_167
 
@@ -92,7 +93,7 @@ def images_per_step(row: PaperRow, gpus: int) -> tuple[int, int]:
 
 
 def read_speeds(paths: Sequence[Path]) -> tuple[Speeds, str]:
-    """What ``python -m benchmarks model --json`` wrote, and the machines that it was measured on.
+    """Eager speeds of ``python -m benchmarks model --json``, and the machines they are of.
 
     Raises:
         UserError: a file cannot be read or is of another kind, or a row is in two of them.
@@ -103,7 +104,9 @@ def read_speeds(paths: Sequence[Path]) -> tuple[Speeds, str]:
         try:
             record = json.loads(path.read_text())
             found = {
-                (x["arch"], x["norm"]): float(x["images per second"]) for x in record["training"]
+                (x["arch"], x["norm"]): float(x["images per second"])
+                for x in record["training"]
+                if x.get("mode", EAGER) == EAGER
             }
             machines.append(f"{record['machine']}: `{record['command']}`")
         except OSError as error:

@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _take_turns(workload: Workload, folder: Path, repeats: int) -> Times:
     """Seconds of an epoch of each loop."""
     loops: dict[str, Callable[[], None]] = {
+        # First: building the trainer tells torch's backends what the other two run with as well.
         "trainer": partial(one_epoch, *make_trainer(workload, folder)),
         "bare loop": _bare_loop(workload),
         "timm's parts": _timm_loop(workload),

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
 
 from attnorm.distributed.heartbeat import name_missing_processes
 from attnorm.distributed.rendezvous import fresh_store
@@ -84,9 +85,19 @@ def process_group(process: Process, timeout_minutes: float = 10.0) -> Iterator[N
     if process.world_size == 1:
         yield
         return
-    on_gpu = process.device.type == "cuda"
     timeout = timedelta(minutes=timeout_minutes)
     store, rank, world_size = fresh_store(timeout)
+    join(process, store, rank, world_size, timeout)
+    try:
+        with name_missing_processes():
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+def join(process: Process, store: Store, rank: int, world_size: int, timeout: timedelta) -> None:
+    """Make the default group of those who meet at ``store``."""
+    on_gpu = process.device.type == "cuda"
     # gloo beside NCCL: what processes agree on between steps must not wait for the GPU.
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -98,11 +109,6 @@ def process_group(process: Process, timeout_minutes: float = 10.0) -> Iterator[N
     )
     if on_gpu:
         _wait_longer_on_gpu(timeout)
-    try:
-        with name_missing_processes():
-            yield
-    finally:
-        dist.destroy_process_group()
 
 
 def _wait_longer_on_gpu(timeout: timedelta) -> None:

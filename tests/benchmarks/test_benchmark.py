@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.__main__ import SUBJECTS, main
+from benchmarks.device_time import in_rotation, profile_kernels, rotated
 from benchmarks.layer import attentive_shapes
 from benchmarks.measure import markdown_table, take_turns
+from benchmarks.scaling import read_speeds
 from tests.conftest import ROOT, SMALL_RESNET, write_photos
 from tests.script import run_script
 
@@ -62,6 +66,50 @@ def test_results_are_printed_and_written(
     assert all(row[figure] > 0 for row in result[title])
     assert figure in printed
     assert tables.read_text().strip() == printed.strip()
+
+
+def test_one_call_gives_eager_and_compiled_speeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, mode: modes.append(mode))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    target = tmp_path / "result.json"
+    options = ["--arch", "mobilenetv2", "--norm", "bn", "an", "--image-size", "32"]
+    options += ["--batch-size", "2", "--repeats", "1", "--compile"]
+    assert main(["model", *options, "--json", str(target)]) == 0
+    rows = json.loads(target.read_text())["training"]
+    assert [(row["norm"], row["mode"]) for row in rows] == [
+        (norm, mode) for norm in ("bn", "an") for mode in ("eager", "default")
+    ]
+    assert modes == ["default", "default"]
+    assert rows[0]["speed ÷ eager"] == 1
+    assert torch.backends.cudnn.benchmark, "the backends are not set as in training"
+    speeds, _ = read_speeds([target])
+    assert speeds["mobilenetv2", "an"] == rows[2]["images per second"]
+
+
+def test_the_devices_time_leaves_python_out() -> None:
+    x = torch.ones(1000)
+
+    def slow() -> None:
+        time.sleep(0.05)
+        x.relu()
+
+    slow()
+    kernels = profile_kernels(slow, 2)
+    assert 0 < kernels.total < 0.02
+    assert kernels.named("relu") <= kernels.total
+    with pytest.raises(KeyError, match="no kernel is named like 'conv'"):
+        kernels.named("conv")
+
+
+def test_inputs_on_a_gpu_take_turns() -> None:
+    numbers = iter(range(9))
+    made = rotated(lambda: next(numbers), torch.device("cuda"))
+    following = in_rotation(made)
+    assert [following() for _ in range(4)] == [0, 1, 2, 0]
+    assert len(rotated(lambda: next(numbers), torch.device("cpu"))) == 1
 
 
 def test_the_memory_of_each_loader_is_measured(tmp_path: Path) -> None:
