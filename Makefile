@@ -3,6 +3,7 @@
 # make detection-demo  a detector for digits in scenes, from the classifier of make demo
 # make tables-detection-small  all rows of Tables 2 to 4: built, two steps, evaluated, reported
 # make faults kill, starve and poison real runs, and print what was lost
+# make gpu    what only a GPU can show, as one table (DEVICE=cpu walks its code without one)
 # make table1-small  all rows of Table 1, scaled down to the digits (SEEDS=3), and the report
 # All set up .venv first if it is not there; all may be interrupted and run again.
 
@@ -10,7 +11,7 @@ CUDA ?= 13
 BIN := .venv/bin
 READY := .venv/.ready-cuda$(CUDA)
 
-.PHONY: demo table1-small detection-demo tables-detection-small test faults lint format install clean
+.PHONY: demo table1-small detection-demo tables-detection-small test faults gpu lint format install clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -32,6 +33,9 @@ test: $(READY)
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m "slow or not slow"
+
+gpu: $(READY)
+	$(BIN)/python -m tests.gpu --device $(or $(DEVICE),cuda) $(CHECKS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
