@@ -17,24 +17,27 @@ def moments_kernel(
     i = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     at = x + i * c * p + j[:, None].to(tl.int64) * stride_c
-    centre = tl.zeros([BLOCK_C], tl.float32)
-    squares = tl.zeros([BLOCK_C], tl.float32)
-    # Each block is centred on its own mean and merged as Chan et al. merge samples.
+    pixel = tl.arange(0, BLOCK_P)
+    # Every slot of the block follows its own pixels (Welford); slots are merged once, as Chan et
+    # al. merge samples: a sum over pixels exchanges values between threads and warps.
+    centre = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    squares = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     for start in range(0, p, BLOCK_P):
-        pixel = start + tl.arange(0, BLOCK_P)
-        mask = (j < c)[:, None] & (pixel < p)[None, :]
-        values = tl.load(at + pixel[None, :].to(tl.int64) * stride_p, mask, 0.0).to(tl.float32)
-        count = tl.minimum(p - start, BLOCK_P).to(tl.float32)
-        block_mean = tl.sum(values, 1) / count
-        deviation = tl.where(mask, values - block_mean[:, None], 0.0)
-        # The deviations' own sum is the rounding error of the mean.
-        block_mean += tl.sum(deviation, 1) / count
-        distance = block_mean - centre
-        share = count / (start + count)
+        mask = (j < c)[:, None] & (start + pixel < p)[None, :]
+        here = at + (start + pixel)[None, :].to(tl.int64) * stride_p
+        values = tl.load(here, mask, 0.0).to(tl.float32)
+        share = 1.0 / (start // BLOCK_P + 1)
+        distance = tl.where(mask, values - centre, 0.0)
         centre += distance * share
-        squares += tl.sum(deviation * deviation, 1) + distance * distance * share * start
-    tl.store(mean + i * c + j, centre, j < c)
-    tl.store(var + i * c + j, squares / p, j < c)
+        squares += distance * distance * (1.0 - share)
+    count = ((tl.maximum(p - pixel, 0) + BLOCK_P - 1) // BLOCK_P).to(tl.float32)[None, :]
+    whole = tl.sum(centre * count, 1) / p
+    # The distances' own sum is the rounding error of the mean.
+    whole += tl.sum((centre - whole[:, None]) * count, 1) / p
+    distance = centre - whole[:, None]
+    total = tl.sum(squares + distance * distance * count, 1)
+    tl.store(mean + i * c + j, whole, j < c)
+    tl.store(var + i * c + j, total / p, j < c)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -214,9 +217,10 @@ def reduce_kernel(
     tl.store(affine + n * c + i * c + j, offset, j < c)
     middle = tl.load(centre + j, j < c, 0.0)
     scale = gain * tl.load(rstd + j, j < c, 0.0)
-    first = tl.zeros([BLOCK_C], tl.float32)
-    second = tl.zeros([BLOCK_C], tl.float32)
-    third = tl.zeros([BLOCK_C], tl.float32)
+    # Summed over pixels once, after the loop: see moments_kernel.
+    first = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    second = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    third = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
     at = i.to(tl.int64) * c * p + j[:, None].to(tl.int64) * stride_c
     for start in range(0, p, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P)
@@ -227,13 +231,13 @@ def reduce_kernel(
         deviation = tl.where(mask, values - middle[:, None], 0.0)
         if RELU:
             grad = tl.where(scale[:, None] * deviation + offset[:, None] > 0, grad, 0.0)
-        first += tl.sum(grad, 1)
-        second += tl.sum(grad * deviation, 1)
-        third += tl.sum(deviation, 1)
+        first += grad
+        second += grad * deviation
+        third += deviation
     to = sums + i * c + j
-    tl.store(to, first, j < c)
-    tl.store(to + n * c, second, j < c)
-    tl.store(to + 2 * n * c, third, j < c)
+    tl.store(to, tl.sum(first, 1), j < c)
+    tl.store(to + n * c, tl.sum(second, 1), j < c)
+    tl.store(to + 2 * n * c, tl.sum(third, 1), j < c)
 
 
 @triton.jit(do_not_specialize=["n"])

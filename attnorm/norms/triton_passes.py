@@ -21,8 +21,6 @@ from attnorm.norms import triton_kernels as kernels
 from attnorm.norms.passes import Collected, statistics_dtype
 
 _TILE = 4096
-# Instances and channels of the small matrix products; 16 is the least a product takes.
-_BLOCK_N, _BLOCK_C = 16, 64
 
 
 class TritonPasses:
@@ -45,11 +43,12 @@ class TritonPasses:
         tile = _tile(x)
         grid = (n, triton.cdiv(c, tile["BLOCK_C"]))
         kernels.moments_kernel[grid](x, moments[0], moments[1], n, c, pixels, *_strides(x), **tile)
-        kernels.head_kernel[(triton.cdiv(n, _BLOCK_N) + triton.cdiv(c, _BLOCK_C),)](
+        small = _small_blocks(BLOCK_K=k)
+        kernels.head_kernel[_small_grid(small, n, c)](
             *(moments[0], moments[1], weight, bias, head_weight, head_bias),
             *(mixture, affine, centre, unbiased, rstd),
             *(n, c, pixels, k, rows, eps),
-            **_small_blocks(BLOCK_K=k),
+            **small,
             SEPARATE=rows != k,
         )
         return mixture, affine, centre, unbiased, rstd
@@ -94,18 +93,20 @@ class TritonPasses:
             RELU=relu,
             **tile,
         )
-        kernels.logits_backward_kernel[(triton.cdiv(n, _BLOCK_N) + triton.cdiv(c, _BLOCK_C),)](
+        small = _small_blocks(BLOCK_K=k)
+        kernels.logits_backward_kernel[_small_grid(small, n, c)](
             *(sums, mixture, weight, bias, found.affine, rstd, logit_grad),
             *(found.weight_grad, found.bias_grad, found.folded),
             *(n, c, pixels, k, rows),
-            **_small_blocks(BLOCK_K=k),
+            **small,
             SEPARATE=rows != k,
         )
-        kernels.head_backward_kernel[(triton.cdiv(c, _BLOCK_C),)](
+        small = _small_blocks(BLOCK_R=rows)
+        kernels.head_backward_kernel[(triton.cdiv(c, small["BLOCK_C"]),)](
             *(sums, logit_grad, head_weight, centre),
             *(found.head_weight_grad, found.head_bias_grad, found.mean_grad),
             *(n, c, pixels, rows),
-            **_small_blocks(BLOCK_R=rows),
+            **small,
         )
         return found
 
@@ -163,5 +164,18 @@ def _tile_grid(x: Tensor) -> tuple[int, int]:
 
 
 def _small_blocks(**rows: int) -> dict[str, int]:
-    padded = {name: max(16, triton.next_power_of_2(number)) for name, number in rows.items()}
-    return {"BLOCK_N": _BLOCK_N, "BLOCK_C": _BLOCK_C, **padded}
+    """Instances x channels x attention outputs of the small matrix products.
+
+    Eight warps, so that one computes while another waits, and many programs with few rounds each.
+    The more outputs, the smaller the rest: products must stay in registers. 16 is the least that a
+    product takes.
+    """
+    ((name, number),) = rows.items()
+    padded = max(16, triton.next_power_of_2(number))
+    block_n, block_c = (32, 32) if padded <= 32 else (32, 16) if padded <= 64 else (16, 16)
+    return {"BLOCK_N": block_n, "BLOCK_C": block_c, name: padded, "num_warps": 8}
+
+
+def _small_grid(blocks: dict[str, int], n: int, c: int) -> tuple[int]:
+    """One program for each block of instances, then one for each of channels."""
+    return (triton.cdiv(n, blocks["BLOCK_N"]) + triton.cdiv(c, blocks["BLOCK_C"]),)
