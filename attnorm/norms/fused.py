@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -90,8 +90,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y, λ, centre, unbiased variance, rstd."""
     _check_shapes(x, weight, bias, head_weight, head_bias)
-    with _float32_on_device_of(x):
-        x, passes = _dense(x), passes_for(x)
+    passes = passes_for(x)
+    with _surroundings(x, passes):
+        x = _dense(x)
         weight, bias, head_weight, head_bias = _promoted(x, weight, bias, head_weight, head_bias)
         mixture, affine, centre, unbiased, rstd = passes.prepare(
             x, weight, bias, head_weight, head_bias, eps
@@ -143,8 +144,9 @@ def _backward(
     needs_dx: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (empty unless needed), weight, bias, head_weight and head_bias."""
-    with _float32_on_device_of(x):
-        x, passes = _dense(x), passes_for(x)
+    passes = passes_for(x)
+    with _surroundings(x, passes):
+        x = _dense(x)
         dy = _laid_out_like(dy, x)
         promoted = _promoted(x, weight, bias, head_weight)
         found = passes.collect(
@@ -324,14 +326,15 @@ def _triton() -> Passes | None:
     return TritonPasses()
 
 
-def _float32_on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """No autocast inside, and kernels are launched on the GPU that holds x."""
-    if not x.is_cuda:
-        return _disabled_autocast(x.device.type)
-    both = ExitStack()
-    both.enter_context(_disabled_autocast("cuda"))
-    both.enter_context(torch.cuda.device(x.device))
-    return both
+def _surroundings(x: Tensor, passes: Passes) -> AbstractContextManager[Any]:
+    """No autocast where it would change something, and launches go to the GPU that holds x.
+
+    Every context that is entered delays a layer's launches, so none is without need.
+    """
+    if passes.ignores_autocast:
+        here = not x.is_cuda or torch.cuda.current_device() == x.device.index
+        return nullcontext() if here else torch.cuda.device(x.device)
+    return _disabled_autocast(x.device.type)
 
 
 def _disabled_autocast(device_type: str) -> AbstractContextManager[Any]:

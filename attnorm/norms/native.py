@@ -42,6 +42,8 @@ _SIGNATURES = {
 class NativePasses:
     """float32 or bfloat16 activations on a CPU, contiguous or channels_last; small ones float32."""
 
+    ignores_autocast = False
+
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, (pointers, sizes, switches) in _SIGNATURES.items():
             function = getattr(library, name)

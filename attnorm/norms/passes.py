@@ -19,7 +19,12 @@ class Passes(Protocol):
     2 K where scales and offsets have their own. ``centre`` and ``rstd`` (C) are the mean and the
     reciprocal standard deviation that x is normalized with; ``affine`` (2, N, C) holds the mixtures
     Γ and Β of the K scales and offsets, so that x̂ = rstd (x - centre) and y = Γ x̂ + Β.
+
+    Attributes:
+        ignores_autocast: no operation in them is one that autocast changes.
     """
+
+    ignores_autocast: bool
 
     def prepare(
         self,
@@ -93,6 +98,8 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 class PlainPasses:
     """Plain torch operations."""
+
+    ignores_autocast = False
 
     def prepare(
         self,

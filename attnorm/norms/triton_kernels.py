@@ -12,8 +12,9 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["n"])
 def moments_kernel(
-    x, mean, var, n, c, p, stride_c, stride_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
+    x, moments, n, c, p, stride_c, stride_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
 ):
+    """The means of all instances and channels, then their biased variances."""
     i = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     at = x + i * c * p + j[:, None].to(tl.int64) * stride_c
@@ -36,14 +37,14 @@ def moments_kernel(
     whole += tl.sum((centre - whole[:, None]) * count, 1) / p
     distance = centre - whole[:, None]
     total = tl.sum(squares + distance * distance * count, 1)
-    tl.store(mean + i * c + j, whole, j < c)
-    tl.store(var + i * c + j, total / p, j < c)
+    to = moments + i * c + j
+    tl.store(to, whole, j < c)
+    tl.store(to + n * c, total / p, j < c)
 
 
 @triton.jit(do_not_specialize=["n"])
 def head_kernel(
     mean,
-    var,
     weight,
     bias,
     head_weight,
@@ -64,7 +65,10 @@ def head_kernel(
     BLOCK_K: tl.constexpr,
     SEPARATE: tl.constexpr,
 ):
-    """The first programs take instances (mixture, affine), the others channels (statistics)."""
+    """The first programs take instances (mixture, affine), the others channels (statistics).
+
+    ``mean`` is what moments_kernel wrote, the variances behind it.
+    """
     blocks = tl.cdiv(n, BLOCK_N)
     if tl.program_id(0) < blocks:
         i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -112,7 +116,7 @@ def head_kernel(
             i = start + tl.arange(0, BLOCK_N)
             inside = (i < n)[:, None] & (j < c)[None, :]
             values = tl.load(mean + i[:, None] * c + j[None, :], inside, 0.0)
-            within = tl.load(var + i[:, None] * c + j[None, :], inside, 0.0)
+            within = tl.load(mean + n * c + i[:, None] * c + j[None, :], inside, 0.0)
             distance = values - middle[None, :]
             squares += tl.sum(tl.where(inside, within + distance * distance, 0.0), 0)
         biased = squares / n

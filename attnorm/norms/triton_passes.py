@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache, lru_cache
 
 import torch
 
@@ -26,6 +27,8 @@ _TILE = 4096
 class TritonPasses:
     """fp16, bf16 and fp32 activations, contiguous or channels_last, of any size."""
 
+    ignores_autocast = True
+
     def prepare(
         self,
         x: Tensor,
@@ -40,12 +43,12 @@ class TritonPasses:
         empty = _allocator(x)
         moments, mixture, affine = empty(2, n, c), empty(n, rows), empty(2, n, c)
         centre, unbiased, rstd = empty(c), empty(c), empty(c)
-        tile = _tile(x)
+        tile = _tile_of(x)
         grid = (n, triton.cdiv(c, tile["BLOCK_C"]))
-        kernels.moments_kernel[grid](x, moments[0], moments[1], n, c, pixels, *_strides(x), **tile)
+        kernels.moments_kernel[grid](x, moments, n, c, pixels, *_strides(x), **tile)
         small = _small_blocks(BLOCK_K=k)
         kernels.head_kernel[_small_grid(small, n, c)](
-            *(moments[0], moments[1], weight, bias, head_weight, head_bias),
+            *(moments, weight, bias, head_weight, head_bias),
             *(mixture, affine, centre, unbiased, rstd),
             *(n, c, pixels, k, rows, eps),
             **small,
@@ -56,8 +59,9 @@ class TritonPasses:
     def apply(self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, relu: bool) -> Tensor:
         y, (n, c) = torch.empty_like(x), x.shape[:2]
         sizes = (n, c, x.shape[2] * x.shape[3], *_strides(x))
-        kernels.apply_kernel[_tile_grid(x)](
-            x, affine, centre, rstd, y, *sizes, RELU=relu, **_tile(x)
+        tile = _tile_of(x)
+        kernels.apply_kernel[_tile_grid(x, tile)](
+            x, affine, centre, rstd, y, *sizes, RELU=relu, **tile
         )
         return y
 
@@ -86,7 +90,7 @@ class TritonPasses:
             mean_grad=empty(n, c),
             folded=empty(2, c),
         )
-        tile = _tile(x)
+        tile = _tile_of(x)
         kernels.reduce_kernel[(n, triton.cdiv(c, tile["BLOCK_C"]))](
             *(dy, x, mixture, weight, bias, centre, rstd, found.affine, sums),
             *(n, c, pixels, k, rows, *_strides(x)),
@@ -124,7 +128,8 @@ class TritonPasses:
         dx, (n, c) = torch.empty_like(x), x.shape[:2]
         sizes = (n, c, x.shape[2] * x.shape[3], *_strides(x))
         small = (affine, centre, rstd, mean_grad, folded)
-        kernels.gradient_kernel[_tile_grid(x)](dy, x, *small, dx, *sizes, RELU=relu, **_tile(x))
+        tile = _tile_of(x)
+        kernels.gradient_kernel[_tile_grid(x, tile)](dy, x, *small, dx, *sizes, RELU=relu, **tile)
         return dx
 
 
@@ -139,11 +144,16 @@ def _strides(x: Tensor) -> tuple[int, int]:
     return (pixels, 1) if x.is_contiguous() else (1, x.shape[1])
 
 
-def _tile(x: Tensor) -> dict[str, int]:
+def _tile_of(x: Tensor) -> dict[str, int]:
+    return _tile(x.shape[1], x.shape[2] * x.shape[3], x.is_contiguous())
+
+
+# Working these out takes longer than to launch a kernel, and every step asks for the same ones.
+@lru_cache(maxsize=4096)
+def _tile(channels: int, pixels: int, contiguous: bool) -> dict[str, int]:
     """Channels x pixels of a block: long along memory, both powers of two."""
-    channels = triton.next_power_of_2(x.shape[1])
-    pixels = triton.next_power_of_2(x.shape[2] * x.shape[3])
-    if x.is_contiguous():
+    channels, pixels = triton.next_power_of_2(channels), triton.next_power_of_2(pixels)
+    if contiguous:
         block_p = min(pixels, 1024)
         block_c = min(channels, _TILE // 2 // block_p)
     else:
@@ -157,12 +167,12 @@ def _tile(x: Tensor) -> dict[str, int]:
     }
 
 
-def _tile_grid(x: Tensor) -> tuple[int, int]:
-    tile = _tile(x)
+def _tile_grid(x: Tensor, tile: dict[str, int]) -> tuple[int, int]:
     c_blocks = triton.cdiv(x.shape[1], tile["BLOCK_C"])
     return x.shape[0] * c_blocks, triton.cdiv(x.shape[2] * x.shape[3], tile["BLOCK_P"])
 
 
+@cache
 def _small_blocks(**rows: int) -> dict[str, int]:
     """Instances x channels x attention outputs of the small matrix products.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -394,3 +396,20 @@ def test_processes_that_start_together_compile_safely(
 
 def _load_or_fail() -> None:
     sys.exit(native.load() is None)
+
+
+def test_triton_passes_enter_no_context_on_the_gpu_that_is_current(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class OnGpu:
+        is_cuda, device = True, torch.device("cuda", 1)
+
+    x: Any = OnGpu()
+    passes: Any = SimpleNamespace(ignores_autocast=True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert isinstance(fused._surroundings(x, passes), nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert isinstance(fused._surroundings(x, passes), torch.cuda.device)
+    passes.ignores_autocast = False
+    with torch.autocast("cpu", torch.bfloat16), fused._surroundings(torch.ones(1), passes):
+        assert not torch.is_autocast_enabled("cpu")

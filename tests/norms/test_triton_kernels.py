@@ -118,7 +118,9 @@ def test_whole_operator_runs_on_them(device: str, monkeypatch: pytest.MonkeyPatc
     def gradients(choice: str) -> list[Tensor]:
         monkeypatch.setattr(fused, "KERNELS", choice)
         leaf = x.clone().requires_grad_()
-        y = module(leaf)
+        # Autocast, under which training runs, changes nothing inside.
+        with torch.autocast(device, torch.bfloat16):
+            y = module(leaf)
         return [y, *torch.autograd.grad(y.square().sum(), [leaf, *module.parameters()])]
 
     for ours, plain in zip(gradients("triton"), gradients("plain"), strict=True):
