@@ -23,16 +23,22 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from attnorm.data.broken import Skipping
+from attnorm.data.dali_graph import (
+    FAILURES,
+    as_float,
+    boxes_in_numpy,
+    boxes_in_the_graph,
+    refused,
+    size_of,
+)
 from attnorm.data.decode import BrokenImageError, Transform, decode_rgb
 from attnorm.data.loader import Loader
 from attnorm.data.normalize import PixelNormalization
-from attnorm.data.sampling import CROP_TRIALS, Plan, RandomCrop
+from attnorm.data.sampling import Plan
 from attnorm.data.source import ImageSource
 
 # The share of a batch that the hardware JPEG decoder takes, where the GPU has one.
 _HARDWARE_DECODER_LOAD = 0.65
-# What a pipeline fails with; the second where its message names a path that is not UTF-8.
-_FAILURES = (RuntimeError, UnicodeDecodeError)
 
 
 class DaliLoader(Loader):
@@ -60,6 +66,7 @@ class DaliLoader(Loader):
         self.reason, self.workers = reason, workers
         self.num_images = plan.num_images
         self._on_gpu = normalize.device.type == "cuda"
+        self._device_id = (normalize.device.index or 0) if self._on_gpu else None
         self._resize_in_torch = not self._on_gpu if resize_in_torch is None else resize_in_torch
         self._source, self._plan, self._transform = source, plan, transform
         self._skipping = Skipping(source, skip_broken)
@@ -96,7 +103,7 @@ class DaliLoader(Loader):
                 pipeline.run()
             except StopIteration:
                 break
-            except _FAILURES:  # it failed already, and does so again at every batch
+            except FAILURES:  # it failed already, and does so again at every batch
                 continue
         self._made.clear()
 
@@ -137,7 +144,7 @@ class DaliLoader(Loader):
                 stream = torch.cuda.current_stream() if self._on_gpu else None
                 (batch,) = self._pipeline.run(stream)
                 images = self._taken_over(batch.as_tensor(), stream)
-        except _FAILURES as error:
+        except FAILURES as error:
             return error.with_traceback(None)
         if self._resize_in_torch:
             return self._normalize.finish(self._made.popleft())
@@ -169,27 +176,44 @@ class DaliLoader(Loader):
 
     def _replace_broken(self, images: NDArray[np.int64], cause: Exception) -> None:
         """Find what stopped the pipeline among ``images``, and whole images to take its place."""
-        broken: dict[int, str] = {}
-        for index in self._replaced(images):
-            whole = int(index)
-            while (problem := self._problem(whole)) is not None:
-                broken[whole] = problem
-                self._skipping.report({whole: problem})
+        wanted = [int(index) for index in self._replaced(images)]
+        # DALI's decoders refuse what torchvision's takes, such as a rare kind of JPEG on a GPU.
+        for problems in (self._undecodable, self._refused):
+            if self._replace(wanted, problems):
+                return
+        raise cause
+
+    def _replace(self, images: list[int], problems: Callable[[list[int]], dict[int, str]]) -> bool:
+        """Whether any of ``images`` had a problem; each of those has another in its place then."""
+        broken = problems(images)
+        self._skipping.report(broken)
+        for index in broken:
+            whole = (index + 1) % len(self._source)
+            while problem := problems([whole]):
+                self._skipping.report(problem)
                 whole = (whole + 1) % len(self._source)
-            if whole != index:
-                self._replacements[int(index)] = whole
-        if not broken:
-            raise cause
+            self._replacements[index] = whole
         # Chains of replacements end at once: an earlier one may point at what is broken too.
         for index, whole in self._replacements.items():
             self._replacements[index] = self._replacements.get(whole, whole)
+        return bool(broken)
 
-    def _problem(self, index: int) -> str | None:
-        try:
-            decode_rgb(self._source.read(index))
-        except BrokenImageError as error:
-            return str(error)
-        return None
+    def _undecodable(self, images: list[int]) -> dict[int, str]:
+        found = {}
+        for index in images:
+            try:
+                decode_rgb(self._source.read(index))
+            except BrokenImageError as error:
+                found[index] = str(error)
+        return found
+
+    def _refused(self, images: list[int]) -> dict[int, str]:
+        return refused(
+            images,
+            lambda index: self._encoded(np.array([index]))[0],
+            lambda encoded: fn.decoders.image(self._read(encoded), **self._decoder()),
+            self._device_id,
+        )
 
     def _next_inputs(self) -> tuple[Any, ...]:
         """What the graph needs of the next batch; StopIteration after the last one."""
@@ -212,7 +236,7 @@ class DaliLoader(Loader):
         pipeline = Pipeline(
             batch_size=self._plan.batch_size,
             num_threads=self._num_threads,
-            device_id=(self._normalize.device.index or 0) if self._on_gpu else None,
+            device_id=self._device_id,
             prefetch_queue_depth=self._prefetch,
         )
         with pipeline:
@@ -231,7 +255,7 @@ class DaliLoader(Loader):
 
     def _random(self, encoded: Any, candidates: Any, mirror: Any) -> Any:
         assert self._transform.crop is not None
-        boxes = _boxes_in_numpy if self._resize_in_torch else _boxes_in_the_graph
+        boxes = boxes_in_numpy if self._resize_in_torch else boxes_in_the_graph
         corner, size = boxes(self._transform.crop, encoded, candidates)
         images = fn.decoders.image_slice(
             encoded, start=corner, shape=size, axis_names="HW", **self._decoder()
@@ -246,12 +270,12 @@ class DaliLoader(Loader):
         images = fn.decoders.image(encoded, **self._decoder())
         if self._resize_in_torch:
             return self._in_torch(self._transform.centre, images)
-        height, width = _size(encoded)
+        height, width = size_of(encoded)
         short = math.min(height, width)
         scaled = [
             math.floor(self._transform.resize_size * side / short) for side in (height, width)
         ]
-        images = fn.resize(images, size=_float(fn.stack(*scaled)), antialias=True)
+        images = fn.resize(images, size=as_float(fn.stack(*scaled)), antialias=True)
         side = self._transform.image_size
         return self._normalized(images, crop=[side, side], rounding="truncate")
 
@@ -293,59 +317,3 @@ class DaliLoader(Loader):
             std=[255 * value for value in self._normalize.std],
             **options,
         )
-
-
-def _size(encoded: Any) -> tuple[Any, Any]:
-    """Height and width from the header, as float64 so that they divide exactly."""
-    shape = fn.peek_image_shape(encoded, adjust_orientation=False)
-    return fn.cast(shape[0], dtype=types.FLOAT64), fn.cast(shape[1], dtype=types.FLOAT64)
-
-
-def _integers(*values: Any) -> Any:
-    return fn.cast(fn.stack(*values), dtype=types.INT32)
-
-
-def _boxes_in_numpy(crop: RandomCrop, encoded: Any, candidates: Any) -> tuple[Any, Any]:
-    """Corner and size (height, width) of each crop, by :meth:`RandomCrop.boxes`."""
-
-    def boxes(shapes: list[Any], drawn: list[Any]) -> tuple[list[Any], list[Any]]:
-        found = crop.boxes(np.stack(drawn), np.stack(shapes)[:, :2]).astype(np.int32)
-        return list(found[:, :2]), list(found[:, 2:])
-
-    shapes = fn.peek_image_shape(encoded, adjust_orientation=False)
-    found: Any = fn.python_function(
-        shapes, candidates, function=boxes, num_outputs=2, batch_processing=True
-    )
-    return found[0], found[1]
-
-
-def _boxes_in_the_graph(crop: RandomCrop, encoded: Any, candidates: Any) -> tuple[Any, Any]:
-    """The same as graph nodes, which leave Python's lock to the thread that feeds the GPU."""
-    height, width = _size(encoded)
-    root = math.sqrt(height * width)
-    heights = math.floor(root * candidates[:, 0] + 0.5)
-    widths = math.floor(root * candidates[:, 1] + 0.5)
-    tops = math.floor(candidates[:, 2] * (height - heights + 1))
-    lefts = math.floor(candidates[:, 3] * (width - widths + 1))
-    # Whole numbers of pixels from here on, which float32 holds exactly: reductions want it.
-    fits = _float((heights > 0) & (heights <= height) & (widths > 0) & (widths <= width))
-    # The first candidate that fits has the highest turn; without one, every turn is 0.
-    turn = fits * np.arange(CROP_TRIALS, 0, -1, dtype=np.float32)
-    best = fn.reductions.max(turn)
-    first, none = fits * _float(turn == best), _float(best == 0)
-
-    central_height = math.min(height, math.floor(width / crop.ratio[0] + 0.5))
-    central_width = math.min(width, math.floor(height * crop.ratio[1] + 0.5))
-    central_top = math.floor((height - central_height) / 2)
-    central_left = math.floor((width - central_width) / 2)
-    random = (tops, lefts, heights, widths)
-    central = (central_top, central_left, central_height, central_width)
-    top, left, crop_height, crop_width = (
-        fn.reductions.sum(first * _float(drawn)) + none * _float(otherwise)
-        for drawn, otherwise in zip(random, central, strict=True)
-    )
-    return _integers(top, left), _integers(crop_height, crop_width)
-
-
-def _float(value: Any) -> Any:
-    return fn.cast(value, dtype=types.FLOAT)

@@ -168,3 +168,33 @@ def test_a_worker_that_dies_while_it_hands_over_a_batch_is_no_unreadable_image(
     monkeypatch.setattr(worker_batches.WorkerBatches, "_answers", staticmethod(answers))
     with pytest.raises(UserError, match=r"no longer answers.*killed.*lower data\.workers"):
         list(make("torch").epoch(0))
+
+
+def test_an_image_that_dali_alone_refuses_is_replaced_too(
+    make: Make,
+    damaged: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU's decoder takes less than torchvision's, which is made to take everything here."""
+    from attnorm.data import dali
+
+    whole = list(make("dali", training=False, root=str(damaged)).epoch(0))
+    refused = [damaged / "val" / "ant" / "0103.JPEG", damaged / "val" / "ant" / "0104.JPEG"]
+    for path in refused:
+        damage(path, "text")
+    monkeypatch.setattr(dali, "decode_rgb", lambda data: torch.zeros(9, 9, 3))
+
+    loader = make("dali", training=False, root=str(damaged), skip_broken=True)
+    with caplog.at_level(logging.WARNING):
+        batches = list(loader.epoch(0))
+    assert loader.skipped == 2
+    named = [path for path in refused for line in caplog.messages if str(path) in line]
+    assert named == refused
+    # Images 3 and 4 of the first batch are the next whole one; all others are what they were.
+    assert torch.equal(batches[0][0][3], whole[0][0][5])
+    assert torch.equal(batches[0][0][4], whole[0][0][5])
+    assert torch.equal(batches[1][0], whole[1][0])
+
+    with pytest.raises(UserError, match=r"0103\.JPEG cannot be decoded"):
+        list(make("dali", training=False, root=str(damaged)).epoch(0))
