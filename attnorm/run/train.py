@@ -14,14 +14,16 @@ import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from attnorm import config as schema
 from attnorm import distributed
 from attnorm.config import Config
-from attnorm.distributed import Process
+from attnorm.distributed import Placement, Process
 from attnorm.files import write_text
 from attnorm.models.bfloat16 import keep_strided_depthwise_in_float32
 from attnorm.models.sync_bn import synchronize
+from attnorm.norms.group import keeps_channels_last
 from attnorm.run.allocator import keep_freed_memory
 from attnorm.run.prepare import (
     check_folder,
@@ -109,6 +111,12 @@ def build_trainer(config: Config, process: Process, run_dir: Path, loaders: Exit
     if config.train.sync_bn and process.world_size > 1:
         model = synchronize(model, process.device)
     placement = placement_of(config, process)
+    if loses_channels_last(model, placement):
+        logger.warning(
+            "norm=gn: torch %s leaves channels_last in group norm, which costs passes over every"
+            " activation: use a newer torch (2.15 keeps it), or compare channels_last=false.",
+            torch.__version__,
+        )
     train = task.train_loader(config, placement)
     loaders.callback(train.close)
     val = task.eval_loader(config, placement)
@@ -127,6 +135,12 @@ def build_trainer(config: Config, process: Process, run_dir: Path, loaders: Exit
         f", {config.data.num_classes} classes" if config.data.num_classes else "",
     )
     return Trainer(config, task, model, train, val, process, run_dir)
+
+
+def loses_channels_last(model: nn.Module, placement: Placement) -> bool:
+    """Whether a layer of the model gives back another memory format than it gets."""
+    has_groups = any(isinstance(module, nn.GroupNorm) for module in model.modules())
+    return placement.channels_last and has_groups and not keeps_channels_last(placement.device)
 
 
 def take_up(trainer: Trainer, path: Path, stored: dict[str, Any]) -> None:

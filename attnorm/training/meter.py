@@ -113,7 +113,10 @@ class TrainMeter:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory held so far in MiB: by tensors on a GPU, by the process on a CPU."""
+    """Most memory held so far in MiB: by torch's tensors on a GPU, by the process on a CPU.
+
+    What DALI's pipelines and CUDA itself hold on a GPU is not in it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attnorm.norms.group import GroupNorm2d, largest_group_count
+from attnorm.norms.group import GroupNorm2d, keeps_channels_last, largest_group_count
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,15 @@ def test_every_group_of_every_image_is_normalized_by_its_own_statistics() -> Non
             expected[n, 2 * g : 2 * g + 2] = (part - part.mean()) / std
     expected = expected * layer.weight[:, None, None] + layer.bias[:, None, None]
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_torch_makes_of_channels_last_is_asked_and_not_guessed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    assert keeps_channels_last(cpu)
+    # As on a GPU before torch had a kernel for it.
+    monkeypatch.setattr(
+        torch.nn.functional, "group_norm", lambda x, groups: x.contiguous() + groups
+    )
+    assert not keeps_channels_last(cpu)
