@@ -146,13 +146,13 @@ class Classification(ConfigurableTask):
         """
         was_training = model.training
         model.eval()
-        # Loss, correct at 1, correct at 5, counted: float64 counts exactly to 2**53.
-        totals = torch.zeros(4, dtype=torch.float64, device=device)
+        # Loss, correct at 1, correct at 5, counted.
+        totals = torch.zeros(4, dtype=distributed.sum_dtype(device), device=device)
         images_seen = num_classes = 0
         for images, labels in loader.epoch(0):
             with precision.autocast():
                 logits = model(images)
-            totals += self._grades(logits.float(), labels)
+            totals += self._grades(logits.float(), labels).to(totals.dtype)
             num_classes = logits.shape[1]
             images_seen += len(labels)
         model.train(was_training)
@@ -186,9 +186,7 @@ class Classification(ConfigurableTask):
         # The loss of several labels is the mean of theirs; those without one do not count.
         log_probabilities = logits.log_softmax(1).gather(1, right.clamp(min=0))
         losses = -log_probabilities.where(counts, 0).sum(1) / counts.sum(1).clamp(min=1)
-        return torch.stack(
-            (losses.double().sum(), hits[:, 0].sum(), hits.any(1).sum(), counts.any(1).sum())
-        )
+        return torch.stack((losses.sum(), hits[:, 0].sum(), hits.any(1).sum(), counts.any(1).sum()))
 
     def stored(self) -> dict[str, Any]:
         return {"class_names": self.class_names}

@@ -145,7 +145,7 @@ class Config:
         require(
             self.grad_accumulation >= 1, "grad_accumulation", self.grad_accumulation, "at least 1"
         )
-        require_choice("device", self.device, ("auto", "cpu", "cuda"))
+        require_choice("device", self.device, ("auto", "cpu", "cuda", "mps"))
         require_choice("precision", self.precision, ("auto", "fp32", "tf32", "fp16", "bf16"))
         require_choice("compile_mode", self.compile_mode, COMPILE_MODES)
         require(
@@ -174,6 +174,13 @@ class Config:
             self.tracking.histograms_every,
             "null with compile=true, which does not let it look into the model",
         )
+        for key in ("compile", "deterministic"):
+            require(
+                not (self.device == "mps" and getattr(self, key)),
+                key,
+                True,
+                "false with device=mps, for which torch does not promise it",
+            )
         require(
             (self.detector is not None) or self.weights is None,
             "weights",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnorm.data.memory_pool import MemoryPool
+from attnorm.distributed import moved
 
 
 class PixelNormalization:
@@ -47,7 +48,7 @@ class PixelNormalization:
             for image, target in zip(pixels, rows, strict=True):  # each one stays in the cache
                 self.write(image, target)
             return self.finish(rows)
-        rows_on_gpu = pixels.flatten(2).to(self.device, non_blocking=True).float()
+        rows_on_gpu = moved(pixels.flatten(2), self.device).float()
         torch.addcmul(self._shift, rows_on_gpu, self._scale, out=rows_on_gpu)
         return self._as_images(rows_on_gpu)
 

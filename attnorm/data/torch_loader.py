@@ -17,6 +17,7 @@ from attnorm.data.normalize import PixelNormalization
 from attnorm.data.sampling import Plan
 from attnorm.data.source import ImageSource
 from attnorm.data.worker_batches import Request, WorkerBatches, uninitialized_pixels
+from attnorm.distributed import moved
 
 
 @dataclass
@@ -119,7 +120,7 @@ class TorchLoader(Loader):
             if answer.broken:
                 self._skipping.report(answer.broken)
                 self.skipped += answer.replaced
-            labels = answer.labels.to(self._normalize.device, non_blocking=True)
+            labels = moved(answer.labels, self._normalize.device)
             yield self._normalize(answer.images), labels
 
     def remedies(self, cores: int) -> list[str]:

@@ -30,7 +30,7 @@ from attnorm.detection.masks import IGNORED, semantic_size
 from attnorm.detection.plan import Augmentation, DetectionPlan, EvaluationPlan, aspect_groups
 from attnorm.detection.sample import EvaluationSamples, Sample, TrainingSamples
 from attnorm.detection.transform import PaddedNormalization, padded
-from attnorm.distributed import Placement
+from attnorm.distributed import Placement, moved
 from attnorm.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -288,14 +288,14 @@ class DetectionLoader(Loader):
         pixels = [int(part.sum()) for part in areas.split(counts)]
         masks = map(
             InstanceMasks,
-            answer.masks.to(self._device, non_blocking=True).split(pixels),
+            moved(answer.masks, self._device).split(pixels),
             windows.split(counts),
         )
         return list(
             map(
                 Targets,
-                boxes.to(self._device, non_blocking=True).split(counts),
-                labels.to(self._device, non_blocking=True).split(counts),
+                moved(boxes, self._device).split(counts),
+                moved(labels, self._device).split(counts),
                 masks,
             )
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from attnorm.detection.batch import Size
+from attnorm.distributed import moved
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class PaddedNormalization:
         """All pixels, uint8 and one image of ``sizes`` after another, to (N, 3, H, W)."""
         height, width = padded(sizes, self._divisible)
         self._widen(3 * width)
-        pixels = pixels.to(self.device, non_blocking=True)
+        pixels = moved(pixels, self.device)
         rows = torch.zeros(len(sizes), height, 3 * width, device=self.device)
         parts = pixels.split([3 * h * w for h, w in sizes])
         write = self._write_on_cpu if self.device.type == "cpu" else self._write

@@ -16,7 +16,12 @@ from attnorm.distributed.group import (
     together,
     world_size,
 )
-from attnorm.distributed.placement import Placement
+from attnorm.distributed.placement import (
+    Placement,
+    has_fast_channels_last,
+    moved,
+    sum_dtype,
+)
 
 __all__ = [
     "Placement",
@@ -30,8 +35,11 @@ __all__ = [
     "current_process",
     "from_main",
     "gather_objects",
+    "has_fast_channels_last",
+    "moved",
     "process_group",
     "rank",
+    "sum_dtype",
     "together",
     "world_size",
 ]

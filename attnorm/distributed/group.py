@@ -54,14 +54,16 @@ def current_process(device: str = "auto") -> Process:
     """This process and its device, from torchrun's environment.
 
     Args:
-        device: auto (CUDA where present), cpu or cuda.
+        device: auto (CUDA where present, else the CPU), cpu, cuda or mps.
 
     Raises:
-        UserError: CUDA was asked for and is missing, or this host has fewer GPUs than processes.
+        UserError: the device is missing, or this host has fewer GPUs than processes.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch sees no CUDA device: use device=cpu or auto.")
+    if device == "mps":
+        return _only_process_on_mps()
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     # Asked of all, not of those without a GPU alone: rank 0 is the one that tells.
     processes = max(local_rank + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -72,6 +74,17 @@ def current_process(device: str = "auto") -> Process:
         )
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     return Process(rank(), local_rank, world_size(), chosen)
+
+
+def _only_process_on_mps() -> Process:
+    if not torch.backends.mps.is_available():
+        raise UserError("device=mps, but torch sees no Apple GPU: use device=cpu or auto.")
+    if world_size() > 1:
+        raise UserError(
+            f"device=mps: {world_size()} processes, but torch lets them exchange nothing on an"
+            " Apple GPU: start one, or use device=cpu."
+        )
+    return Process(rank(), 0, 1, torch.device("mps"))
 
 
 @contextmanager

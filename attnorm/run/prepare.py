@@ -10,7 +10,7 @@ from typing import Any
 from attnorm import config as schema
 from attnorm import distributed
 from attnorm.config import Config
-from attnorm.distributed import Placement, Process
+from attnorm.distributed import Placement, Process, has_fast_channels_last
 from attnorm.errors import UserError
 from attnorm.tracking import check_service
 from attnorm.training import optim
@@ -45,20 +45,21 @@ def placement_of(config: Config, process: Process) -> Placement:
         device=process.device,
         batch_size=config.batch_size,
         dtype=resolve_precision(config.precision, process.device).input_dtype,
-        channels_last=config.channels_last,
+        channels_last=config.channels_last and has_fast_channels_last(process.device),
         rank=process.rank,
         world_size=process.world_size,
     )
 
 
 def prepare(config: Config, process: Process) -> Config:
-    """Fill in what depends on this machine and on the data: precision, number of classes.
+    """Fill in what this machine and the data decide: precision, layout, number of classes.
 
     Raises:
         UserError: the device, the data or the model of the config cannot be had.
     """
     precision = resolve_precision(config.precision, process.device).name
-    config = replace(config, precision=precision)
+    channels_last = config.channels_last and has_fast_channels_last(process.device)
+    config = replace(config, precision=precision, channels_last=channels_last)
     check_service(config.tracking.service)
     optim.check_optimizer(config.optim, process.device)
     check_schedule(config.schedule)

@@ -15,6 +15,9 @@ from attnorm import distributed
 from attnorm.training.clock import StepClock
 from attnorm.training.task import StepOutput
 
+# Later than any step, and a number that every format holds exactly.
+_NEVER = 2**53
+
 PHASES = ("data", "forward", "backward", "communication", "optimizer")
 
 
@@ -43,11 +46,11 @@ class TrainMeter:
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self._names = tuple(names)
         # The loss, then the task's sums, then the images.
-        self._sums = torch.zeros(len(self._names) + 2, dtype=torch.float64, device=device)
-        self._never = torch.iinfo(torch.int64).max
+        dtype = distributed.sum_dtype(device)
+        self._sums = torch.zeros(len(self._names) + 2, dtype=dtype, device=device)
         # Overflows: all of them, and how many came last without a good step in between.
-        self._overflows = torch.zeros(2, dtype=torch.float64, device=device)
-        self._first_bad = torch.full((), self._never, dtype=torch.int64, device=device)
+        self._overflows = torch.zeros(2, dtype=dtype, device=device)
+        self._first_bad = torch.full((), _NEVER, dtype=torch.int64, device=device)
         self.clock = StepClock(device)
         self.restart_clock()
 
@@ -58,16 +61,16 @@ class TrainMeter:
 
     def update(self, output: StepOutput, step: int) -> None:
         """Count one micro-batch."""
-        loss = output.loss.detach()
-        named = [output.sums[name].double() for name in self._names]
-        self._sums[:-1] += torch.stack((loss.double() * output.count, *named))
+        loss, dtype = output.loss.detach(), self._sums.dtype
+        named = [output.sums[name].to(dtype) for name in self._names]
+        self._sums[:-1] += torch.stack((loss.to(dtype) * output.count, *named))
         self._sums[-1] += output.count
-        bad = torch.where(loss.isfinite(), self._never, step)
+        bad = torch.where(loss.isfinite(), _NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
 
     def count_overflow(self, found_inf: Tensor) -> None:
         """Count a step that the loss scaler skipped; ``found_inf`` is 1 or 0, on the device."""
-        overflow = found_inf.double().squeeze()
+        overflow = found_inf.to(self._overflows.dtype).squeeze()
         self._overflows[0] += overflow
         self._overflows[1] = (self._overflows[1] + 1) * overflow
 
@@ -80,9 +83,9 @@ class TrainMeter:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._sums = state["sums"].to(self._sums.device)
+        self._sums = state["sums"].to(self._sums.dtype).to(self._sums.device)
         self._first_bad = state["first_bad"].to(self._first_bad.device)
-        self._overflows = state["overflows"].to(self._overflows.device)
+        self._overflows = state["overflows"].to(self._sums.dtype).to(self._sums.device)
 
     def read(self) -> Interval:
         """Averages since the last reading, over all processes."""
@@ -103,7 +106,7 @@ class TrainMeter:
                 for phase in PHASES
             },
             slowest_data=max(own["data"] for _, own in everywhere),
-            first_bad_step=None if first_bad == self._never else first_bad,
+            first_bad_step=None if first_bad >= _NEVER else first_bad,
             skipped_steps=int(skipped),
             skipped_in_a_row=int(in_a_row),
         )
@@ -113,7 +116,7 @@ class TrainMeter:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory held so far in MiB: by torch's tensors on a GPU, by the process on a CPU.
+    """Most memory held so far in MiB: by torch's tensors on a GPU, else by the process.
 
     What DALI's pipelines and CUDA itself hold on a GPU is not in it.
     """

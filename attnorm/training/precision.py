@@ -47,15 +47,18 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """``auto`` is the paper's fp16 on a GPU, and fp32 on a CPU: what the papers' numbers are in.
+    """``auto`` is the paper's fp16 on a CUDA GPU, and fp32 elsewhere: what its numbers are in.
 
     ``bf16`` has to be asked for there; it is faster where :func:`has_fast_bfloat16` says so.
 
     Raises:
-        UserError: fp16 or tf32 without a GPU.
+        UserError: fp16 or tf32 without a CUDA GPU.
     """
     if name == "auto":
         name = "fp16" if device.type == "cuda" else "fp32"
     if name in ("fp16", "tf32") and device.type != "cuda":
-        raise UserError(f"precision={name} needs a GPU: use precision=fp32 or auto on a CPU.")
+        raise UserError(
+            f"precision={name} needs a CUDA GPU: use precision=fp32, bf16 or auto with"
+            f" device={device.type}."
+        )
     return Precision(name, device.type)

@@ -79,6 +79,8 @@ class TrainState:
         own: dict[str, Any] = {"random": torch.get_rng_state(), "meter": self.meter.state_dict()}
         if self.process.device.type == "cuda":
             own["random_cuda"] = torch.cuda.get_rng_state(self.process.device)
+        elif self.process.device.type == "mps":
+            own["random_mps"] = torch.mps.get_rng_state()
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -116,3 +118,5 @@ class TrainState:
             torch.set_rng_state(own["random"])
             if "random_cuda" in own and self.process.device.type == "cuda":
                 torch.cuda.set_rng_state(own["random_cuda"], self.process.device)
+            if "random_mps" in own and self.process.device.type == "mps":
+                torch.mps.set_rng_state(own["random_mps"])
