@@ -62,13 +62,18 @@ def profile_kernels(call: Callable[[], object], calls: int = 1) -> Kernels:
     taken = {
         event.key: event
         for event in profiler.key_averages()
-        if event.device_type.name == device_type and not event.is_user_annotation
+        if event.device_type.name == device_type and is_work(event.key, event.is_user_annotation)
     }
     seconds = {
         name: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / calls
         for name, event in taken.items()
     }
     return Kernels(seconds, sum(event.count for event in taken.values()) / calls)
+
+
+def is_work(name: str, is_annotation: bool) -> bool:
+    """Whether the device computes or copies then, rather than waits or is told a range's name."""
+    return not is_annotation and not name.endswith((" Sync", "Wait Event"))
 
 
 def device_seconds(call: Callable[[], object], calls: int = 1) -> float:

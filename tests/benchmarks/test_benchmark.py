@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.__main__ import SUBJECTS, main
-from benchmarks.device_time import in_rotation, profile_kernels, rotated
+from benchmarks.device_time import in_rotation, is_work, profile_kernels, rotated
 from benchmarks.layer import attentive_shapes
 from benchmarks.measure import markdown_table, take_turns
 from benchmarks.scaling import read_speeds
@@ -102,6 +102,16 @@ def test_the_devices_time_leaves_python_out() -> None:
     assert kernels.named("relu") <= kernels.total
     with pytest.raises(KeyError, match="no kernel is named like 'conv'"):
         kernels.named("conv")
+
+
+def test_waiting_is_not_counted_as_a_gpus_work() -> None:
+    events = [("moments_kernel", False), ("Memcpy DtoD (Device -> Device)", False)]
+    idle = [
+        ("Context Sync", False),
+        ("Stream Wait Event", False),
+        ("Optimizer.step#SGD.step", True),
+    ]
+    assert [is_work(*event) for event in events + idle] == [True, True, False, False, False]
 
 
 def test_inputs_on_a_gpu_take_turns() -> None:

@@ -25,6 +25,7 @@ from tests.gpu.report import Setting
 
 ROOT = Path(__file__).parents[2]
 NO_GPU = 2
+GRACE_SECONDS = 20
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,24 +45,16 @@ def main(arguments: Sequence[str]) -> int:
 def run_isolated(name: str, setting: Setting, path: Path) -> dict[str, Any]:
     """What a check in a process of its own wrote, or how that process died."""
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tests.gpu.check", name, "--device", setting.device.type]
-    command += ["--out", str(path.parent.absolute())]
-    command += ["--small"] if setting.small else []
-    command += ["--photos", str(setting.photos.absolute())] if setting.photos else []
     started, output = time.monotonic(), path.with_suffix(".log")
     with output.open("w") as log:
+        process = subprocess.Popen(
+            _command(name, setting, path.parent), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+        )
         try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=CHECKS[name].seconds,
-                check=False,
-            )
-            death = f"ended with status {done.returncode}"
+            death = f"ended with status {process.wait(CHECKS[name].seconds)}"
         except subprocess.TimeoutExpired:
             death = f"was stopped after {CHECKS[name].seconds} seconds"
+            _stop(process)
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"name": name}
     if result.get("status", "running") == "running":
         last = " ".join(output.read_text(errors="replace").strip().splitlines()[-3:])
@@ -69,6 +62,24 @@ def run_isolated(name: str, setting: Setting, path: Path) -> dict[str, Any]:
     result["wall_seconds"] = round(time.monotonic() - started, 1)
     write_json(path, result)
     return result
+
+
+def _command(name: str, setting: Setting, folder: Path) -> list[str]:
+    command = [sys.executable, "-m", "tests.gpu.check", name, "--device", setting.device.type]
+    command += ["--out", str(folder.absolute())]
+    command += ["--small"] if setting.small else []
+    command += ["--photos", str(setting.photos.absolute())] if setting.photos else []
+    return command
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End it with all that it has started; without mercy if it does not hear."""
+    process.terminate()
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import time
 import traceback
@@ -39,7 +40,7 @@ _TRAINER = ("omegaconf", "hydra", "timm", "rich", "yaml", "torchvision")
 # In this order: what makes all later figures worthless comes first.
 CHECKS = {
     "ceilings": Check("copy and product at the card's own rate", 60),
-    "kernels": Check("AN's kernels against float64", 180, ("triton",)),
+    "kernels": Check("AN's kernels against float64", 300, ("triton",)),
     "kernel_times": Check("AN's kernels beside a copy, AN beside BN", 120, ("triton",)),
     "waiting": Check("steps that wait for nothing; gradients in half", 150, _TRAINER),
     "compiling": Check("torch.compile and CUDA graphs end as eager does", 300, _TRAINER),
@@ -97,6 +98,8 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Setting, Path]:
 
 def main(arguments: Sequence[str]) -> int:
     names, setting, folder = parse(arguments)
+    # Told to stop, it ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for name in names:
         make(name, setting, folder / f"{name}.json")
     return 0

@@ -127,20 +127,36 @@ def test_the_bars_of_the_repository_can_be_read() -> None:
     assert Bars.of("another card") is None
 
 
-def test_a_process_that_dies_or_hangs_is_in_the_table(
+def test_a_check_that_hangs_is_stopped_with_what_it_started_and_is_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dying(*arguments: object, **options: object) -> None:
-        (tmp_path / "group.json").write_text(
-            json.dumps({"name": "group", "status": "running", "figures": {"found": 1}})
-        )
-        raise subprocess.TimeoutExpired("python", 90)
+    code = f"""
+import subprocess
+from pathlib import Path
+from tests.gpu import check
+from tests.gpu.checks import ceilings
 
-    monkeypatch.setattr(acceptance.subprocess, "run", dying)
-    result = acceptance.run_isolated("group", SMALL, tmp_path / "group.json")
+def run(setting, report):
+    report.figure("found", 1)
+    child = subprocess.Popen(["sleep", "600"])
+    Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
+    try:
+        child.wait()
+    finally:
+        child.kill()
+        child.wait()
+
+ceilings.run = run
+check.main(["ceilings", "--device", "cpu", "--out", {str(tmp_path)!r}])
+"""
+    monkeypatch.setattr(acceptance, "_command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setitem(CHECKS, "ceilings", Check("hangs", 12))
+    result = acceptance.run_isolated("ceilings", SMALL, tmp_path / "ceilings.json")
     assert result["status"] == "broken"
     assert result["figures"] == {"found": 1}
-    assert "stopped after 90 seconds" in acceptance.table([result])
+    assert "stopped after 12 seconds" in acceptance.table([result])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -58,5 +58,6 @@ def weights_after(steps: int, overrides: list[str]) -> Tensor:
         ours.train_step.replica.train()
         for _ in range(steps):
             ours.train_step(batches, measure_gradient=False)
+        torch.compiler.reset()  # networks of the same code compete for its cache
         parameters = list(ours.state.model.parameters())
         return torch.cat([parameter.detach().flatten().double() for parameter in parameters])

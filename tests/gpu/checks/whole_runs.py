@@ -24,7 +24,8 @@ def run(setting: Setting, report: Report) -> None:
         folder = Path(name)
         with launched(folder, *settings, "name=whole") as whole:
             said = whole.end(report)
-        report.require("not deterministic" not in said, "an operation is not deterministic")
+        objection = "deterministic implementation"
+        report.require(objection not in said, "an operation has no deterministic implementation")
         with launched(folder, *settings, "name=stopped") as stopped:
             stopped.wait_until(lambda: len(losses(folder / "runs" / "stopped")) >= 5)
             stopped.process.send_signal(signal.SIGTERM)
