@@ -14,9 +14,10 @@ from attnorm.norms.statistics import SharedStatistics, unbiased_variance
 def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
     """Let batch norms and AttentiveNorm2d share their training statistics between all processes.
 
-    On a GPU plain batch norms become ``nn.SyncBatchNorm``; on a CPU, for which torch has none, they
-    compute the same with gloo. GN, LN and IN have nothing to share; SwitchNorm2d keeps its own, as
-    its authors ran it.
+    On a GPU plain batch norms become ``nn.SyncBatchNorm``, in whose forward pass the processor
+    waits for the GPU (it leaves out processes without images; AttentiveNorm2d waits nowhere). On a
+    CPU, for which torch has none, they compute the same with gloo. GN, LN and IN have nothing to
+    share; SwitchNorm2d keeps its own, as its authors ran it.
 
     Raises:
         RuntimeError: there is no process group yet.

@@ -1,7 +1,7 @@
 """The passes over an activation that Attentive Normalization consists of, in plain torch.
 
 Three sets of kernels have this interface: this one (any device, any dtype), ``native`` (float32 and
-bfloat16 on a CPU with a C compiler) and ``triton_kernels`` (CUDA). ``fused`` strings them together.
+bfloat16 on a CPU with a C compiler) and ``triton_passes`` (CUDA). ``fused`` strings them together.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import triton
 from torch import Tensor
 
-from attnorm.norms import triton_kernels as kernels
+from attnorm.norms import triton_backward as backward
+from attnorm.norms import triton_forward as forward
 from attnorm.norms.passes import Collected, statistics_dtype
 
 _TILE = 4096
@@ -45,9 +46,9 @@ class TritonPasses:
         centre, unbiased, rstd = empty(c), empty(c), empty(c)
         tile = _tile_of(x)
         grid = (n, triton.cdiv(c, tile["BLOCK_C"]))
-        kernels.moments_kernel[grid](x, moments, n, c, pixels, *_strides(x), **tile)
+        forward.moments_kernel[grid](x, moments, n, c, pixels, *_strides(x), **tile)
         small = _small_blocks(BLOCK_K=k)
-        kernels.head_kernel[_small_grid(small, n, c)](
+        forward.head_kernel[_small_grid(small, n, c)](
             *(moments, weight, bias, head_weight, head_bias),
             *(mixture, affine, centre, unbiased, rstd),
             *(n, c, pixels, k, rows, eps),
@@ -60,7 +61,7 @@ class TritonPasses:
         y, (n, c) = torch.empty_like(x), x.shape[:2]
         sizes = (n, c, x.shape[2] * x.shape[3], *_strides(x))
         tile = _tile_of(x)
-        kernels.apply_kernel[_tile_grid(x, tile)](
+        forward.apply_kernel[_tile_grid(x, tile)](
             x, affine, centre, rstd, y, *sizes, RELU=relu, **tile
         )
         return y
@@ -91,14 +92,14 @@ class TritonPasses:
             folded=empty(2, c),
         )
         tile = _tile_of(x)
-        kernels.reduce_kernel[(n, triton.cdiv(c, tile["BLOCK_C"]))](
+        backward.reduce_kernel[(n, triton.cdiv(c, tile["BLOCK_C"]))](
             *(dy, x, mixture, weight, bias, centre, rstd, found.affine, sums),
             *(n, c, pixels, k, rows, *_strides(x)),
             RELU=relu,
             **tile,
         )
         small = _small_blocks(BLOCK_K=k)
-        kernels.logits_backward_kernel[_small_grid(small, n, c)](
+        backward.logits_backward_kernel[_small_grid(small, n, c)](
             *(sums, mixture, weight, bias, found.affine, rstd, logit_grad),
             *(found.weight_grad, found.bias_grad, found.folded),
             *(n, c, pixels, k, rows),
@@ -106,7 +107,7 @@ class TritonPasses:
             SEPARATE=rows != k,
         )
         small = _small_blocks(BLOCK_R=rows)
-        kernels.head_backward_kernel[(triton.cdiv(c, small["BLOCK_C"]),)](
+        backward.head_backward_kernel[(triton.cdiv(c, small["BLOCK_C"]),)](
             *(sums, logit_grad, head_weight, centre),
             *(found.head_weight_grad, found.head_bias_grad, found.mean_grad),
             *(n, c, pixels, rows),
@@ -129,7 +130,7 @@ class TritonPasses:
         sizes = (n, c, x.shape[2] * x.shape[3], *_strides(x))
         small = (affine, centre, rstd, mean_grad, folded)
         tile = _tile_of(x)
-        kernels.gradient_kernel[_tile_grid(x, tile)](dy, x, *small, dx, *sizes, RELU=relu, **tile)
+        backward.gradient_kernel[_tile_grid(x, tile)](dy, x, *small, dx, *sizes, RELU=relu, **tile)
         return dx
 
 

@@ -21,7 +21,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from attnorm.norms import triton_kernels as kernels  # noqa: E402
+from attnorm.norms import triton_backward, triton_forward  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled by the interpreter"
@@ -53,7 +53,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 def compiled(name: str, constants: dict[str, Any], architecture: int) -> Any:
     """The kernel as a launch in fp16 compiles it: addresses and channels are multiples of 16."""
-    kernel = getattr(kernels, name)
+    kernel = getattr(triton_forward, name, None) or getattr(triton_backward, name)
     constants = dict(constants)
     options = {"num_warps": constants.pop("num_warps")}
     signature = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attnorm.norms import AttentiveNorm2d
+from attnorm.norms.group import keeps_channels_last
 from benchmarks.device_time import Kernels, in_rotation, profile_kernels, rotated
 from tests.gpu.checks.ceilings import copy_rate
 from tests.gpu.report import Report, Setting
@@ -30,6 +31,7 @@ MOST_OF_BATCH_NORM = 0.9
 def run(setting: Setting, report: Report) -> None:
     copy = copy_rate(setting)
     report.figure("copy, TB/s", copy / 1e12)
+    report.figure("group norm keeps channels_last", keeps_channels_last(setting.device))
     for channels, side, components in SITES[:1] if setting.small else SITES:
         shape = (2, 8, 4, 4) if setting.small else (128, channels, side, side)
         by_kernel(shape, components, copy, setting, report)
