@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from attnorm.models import convert as convert
     from attnorm.models import create_model as create_model
     from attnorm.models import freeze_for_finetuning as freeze_for_finetuning
+    from attnorm.models import load_model as load_model
 
 __version__ = "0.2.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "convert",
     "create_model",
     "freeze_for_finetuning",
+    "load_model",
 ]
 
 # What of the package needs more than torch, and where it is.
@@ -35,6 +37,7 @@ _ELSEWHERE = {
     "convert": "attnorm.models",
     "create_model": "attnorm.models",
     "freeze_for_finetuning": "attnorm.models",
+    "load_model": "attnorm.models",
 }
 _NEEDED = ("timm", "omegaconf", "safetensors")
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare-imagenet": ("prepare_imagenet", "train", "ImageNet from the official archives"),
     "make-shards": ("make_shards", "train", "pack an image folder into shards"),
     "convert-checkpoint": ("convert_checkpoint", "train", "the authors' checkpoints, into ours"),
+    "export": ("export", "train", "a model to share: a folder for timm, ONNX, torch.export"),
     "export-safetensors": ("export_safetensors", "train", "a run's best weights, for others"),
 }
 

@@ -27,7 +27,13 @@ from attnorm.config.run import (
     TrackingConfig,
     TrainConfig,
 )
-from attnorm.config.stored import allow, check_names, from_container, to_container
+from attnorm.config.stored import (
+    allow,
+    check_names,
+    from_container,
+    network_from_container,
+    to_container,
+)
 
 __all__ = [
     "SCHEMAS",
@@ -65,6 +71,7 @@ __all__ = [
     "load_arch",
     "load_norm",
     "locate",
+    "network_from_container",
     "read_arguments",
     "to_container",
 ]

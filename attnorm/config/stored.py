@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attnorm.config.groups import SCHEMAS, explain, instantiate
+from attnorm.config.model import ArchConfig, NormConfig
 from attnorm.config.run import Config
 from attnorm.errors import UserError
 
@@ -45,6 +46,28 @@ def from_container(container: Mapping[str, Any]) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(f"The stored config does not fit this version: {explain(error)}") from error
     return instantiate(typed, Config)
+
+
+def network_from_container(
+    container: Mapping[str, Any], source: str, allowed: Collection[str] = ()
+) -> tuple[ArchConfig, NormConfig]:
+    """The two configs of a network out of a file: its keys ``arch`` and ``norm``.
+
+    Args:
+        source, allowed: as in :func:`check_names`.
+
+    Raises:
+        UserError: a key or a value that this version does not know, or a class that is not allowed.
+    """
+    values = {key: _checked(key, container[key]) for key in ("arch", "norm")}
+    try:
+        arch = OmegaConf.merge(OmegaConf.structured(ArchConfig), values["arch"])
+        norm = _with_schemas({"norm": values["norm"]})["norm"]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source} does not fit this version: {explain(error)}") from error
+    typed = instantiate(norm, NormConfig)
+    _check_name("norm.layer", typed.layer, source, allowed)
+    return instantiate(arch, ArchConfig), typed
 
 
 def with_schema_names(container: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,12 +134,13 @@ def check_names(config: Config, source: str, allowed: Collection[str] = ()) -> N
     Raises:
         UserError: with the name, and how to allow it.
     """
-    for key, path in (
-        ("norm.layer", config.norm.layer),
-        ("task.task_class", config.task.task_class),
-    ):
-        if not path.startswith(_OWN) and path not in _allowed | set(allowed):
-            raise UserError(
-                f"{source} names {key}={path}, which is not of {', '.join(_OWN)[:-1]} and is not"
-                f" imported.\nIf you trust that code, pass allow={path}."
-            )
+    _check_name("norm.layer", config.norm.layer, source, allowed)
+    _check_name("task.task_class", config.task.task_class, source, allowed)
+
+
+def _check_name(key: str, path: str, source: str, allowed: Collection[str]) -> None:
+    if not path.startswith(_OWN) and path not in _allowed | set(allowed):
+        raise UserError(
+            f"{source} names {key}={path}, which is not of {', '.join(_OWN)[:-1]} and is not"
+            f" imported.\nIf you trust that code, pass allow={path}."
+        )

@@ -12,7 +12,7 @@ from timm.models import register_model
 from timm.models._features import FeatureGetterNet
 from torch import nn
 
-from attnorm.config import ArchConfig, NormConfig, choices
+from attnorm.config import ArchConfig, choices
 from attnorm.models.build import load_configs, norm_keys, place
 
 # Under configs/: the options that are networks of their own names, and change their normalizer.
@@ -42,8 +42,8 @@ def _entry_point(arch_name: str, norm_name: str) -> Callable[..., nn.Module]:
         if not options.pop("features_only", False):
             return place(_create_base(arch, pretrained, options), arch, norm, trained=pretrained)
         # The pyramid is cut after the placement: the cut must not change the number of stages.
-        pyramid = partial(_pyramid, arch=arch, norm=norm, trained=pretrained)
-        options = {"features_only": True, "feature_cls": pyramid, **options}
+        placed = partial(place, arch=arch, norm=norm, trained=pretrained)
+        options = {"features_only": True, "feature_cls": pyramid_of(placed), **options}
         return _create_base(arch, pretrained, options)
 
     create.__name__ = create.__qualname__ = f"{arch_name}_{norm_name}"
@@ -59,9 +59,13 @@ def _create_base(arch: ArchConfig, pretrained: bool, options: dict[str, Any]) ->
     return model
 
 
-def _pyramid(
-    model: nn.Module, *, arch: ArchConfig, norm: NormConfig, trained: bool, **options: Any
-) -> FeatureGetterNet:
-    """timm's feature pyramid over a network that has its normalizer already."""
-    options.pop("flatten_sequential", None)  # for pyramids that take the network apart
-    return FeatureGetterNet(place(model, arch, norm, trained=trained), **options)
+def pyramid_of(
+    finish: Callable[[nn.Module], nn.Module],
+) -> Callable[..., FeatureGetterNet]:
+    """timm's feature pyramid over what ``finish`` makes of its network."""
+
+    def pyramid(model: nn.Module, **options: Any) -> FeatureGetterNet:
+        options.pop("flatten_sequential", None)  # for pyramids that take the network apart
+        return FeatureGetterNet(finish(model), **options)
+
+    return pyramid
