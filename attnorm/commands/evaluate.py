@@ -68,8 +68,9 @@ def main(arguments: Sequence[str]) -> int:
         if own.checkpoint is None:
             raise UserError("checkpoint is not set: pass checkpoint=runs/NAME/best.pt.")
         path = Path(own.checkpoint)
+        output = _output(own, path.parent)
         if own.loaders is not None:
-            return _compare_loaders(own, path, overrides)
+            return _compare_loaders(own, path, output, overrides)
         evaluated = evaluate_checkpoint(
             path,
             overrides,
@@ -81,11 +82,7 @@ def main(arguments: Sequence[str]) -> int:
             timeout_minutes=own.timeout_minutes,
         )
         if distributed.rank() == 0:
-            graded = {"labels": own.labels} if own.labels != "original" else {}
-            graded |= {"classes": own.classes} if own.classes is not None else {}
-            name = "_".join(["eval", *graded.values()]) + ".json"
-            output = Path(own.output) if own.output is not None else path.parent / name
-            source = {"checkpoint": own.checkpoint, "weights": own.weights, **graded}
+            source = {"checkpoint": own.checkpoint, "weights": own.weights, **_grading(own)}
             found = evaluated.trained.task.report(output.parent)
             write_json(output, {**source, **evaluated.metrics, **found})
             console = Console()
@@ -94,14 +91,38 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _compare_loaders(own: EvalArguments, path: Path, overrides: Sequence[str]) -> int:
+def _grading(own: EvalArguments) -> dict[str, str]:
+    """Labels and classes, where they are not the data set's own."""
+    graded = {"labels": own.labels} if own.labels != "original" else {}
+    return graded | ({"classes": own.classes} if own.classes is not None else {})
+
+
+def _output(own: EvalArguments, folder: Path) -> Path:
+    """Where the result goes. Its folder is made now: an evaluation may take hours.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    if own.output is None:
+        name = "loaders" if own.loaders is not None else "_".join(["eval", *_grading(own).values()])
+        return folder / f"{name}.json"
+    output = Path(own.output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"output={output} cannot be written ({error.strerror}): give another path."
+        ) from error
+    return output
+
+
+def _compare_loaders(own: EvalArguments, path: Path, output: Path, overrides: Sequence[str]) -> int:
     from attnorm.run import loader_parity  # timm's transforms take a second to import
 
     names, missing = loader_parity.chosen_loaders(own.loaders)
     results, images = loader_parity.compare_loaders(
         path, names, [*overrides, f"device={own.device}"], weights=own.weights, allow=own.allow
     )
-    output = Path(own.output) if own.output is not None else path.parent / "loaders.json"
     source = {"checkpoint": own.checkpoint, "weights": own.weights}
     write_json(output, {**source, **loader_parity.as_record(results, images)})
     console = Console()
@@ -120,9 +141,9 @@ def _evaluate_file(own: EvalArguments, overrides: Sequence[str]) -> int:
         raise UserError("predictions= and checkpoint= exclude each other: give one of them.")
     assert own.predictions is not None
     path = Path(own.predictions)
+    output = _output(own, path.parent)
     given = schema.compose(["task=detection", "data=coco", *overrides])
     metrics, classes = evaluate_file(path, given)
-    output = Path(own.output) if own.output is not None else path.parent / "eval.json"
     write_json(output, {"predictions": own.predictions, **metrics, "AP_by_class": classes})
     console = Console()
     console.print(results_table(own.predictions, Detection.eval_metrics, metrics))

@@ -156,6 +156,7 @@ def test_folders_with_their_own_names_are_evaluated(checkpoint: Path, tmp_path: 
 
     v2 = metrics("eval.json", "data=imagenet_v2", f"data.root={tmp_path / 'v2'}")
     sketch = metrics("eval.json", "data=sketch", f"data.root={tmp_path / 'sketch'}")
+    assert v2.pop("loss") == pytest.approx(sketch.pop("loss"), rel=1e-5), "another order"
     assert v2 == sketch, "the same pictures, under numbers and under WordNet ids"
     assert v2["images"] == 4
     where = ["data=imagenet_a", f"data.root={tmp_path / 'a'}"]
@@ -189,3 +190,20 @@ def test_a_mistake_says_what_can_be_had(
         main([f"checkpoint={checkpoint}", *arguments, f"data.root={root}", "loader=torch"])
     assert end.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_result_goes_into_a_folder_that_is_made_for_it(checkpoint: Path, tmp_path: Path) -> None:
+    write(tmp_path / "val" / synsets()[0] / "photo.jpeg", 0)
+    start = [f"checkpoint={checkpoint}", "data.num_classes=null", f"data.root={tmp_path}"]
+    output = tmp_path / "new" / "folder" / "eval.json"
+    assert main([*start, "loader=torch", "data.workers=0", f"output={output}"]) == 0
+    assert json.loads(output.read_text())["images"] == 1
+
+
+def test_a_result_that_could_not_be_written_is_told_first(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        main([f"checkpoint={checkpoint}", "data.root=/nowhere", f"output={tmp_path}/file/a/b.json"])
+    assert "cannot be written" in capsys.readouterr().err
