@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds per checkpoint, and their share of five minutes of training."""
     workload = train.Workload.of(args)
-    with tempfile.TemporaryDirectory(prefix="attnorm-benchmark-") as name:
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="attnorm-benchmark-"))
         trainer, tracker = train.make_trainer(workload, Path(name))
+        stack.callback(tracker.close)  # before its folder goes
 
         def epoch() -> None:
             train.one_epoch(trainer, tracker)

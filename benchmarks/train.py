@@ -95,8 +95,11 @@ class Workload:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Median images per second of each loop, and the trainer's ratio to the other two."""
     workload = Workload.of(args)
-    with tempfile.TemporaryDirectory(prefix="attnorm-benchmark-") as folder:
-        times = _take_turns(workload, Path(folder), args.repeats)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="attnorm-benchmark-"))
+        trainer, tracker = make_trainer(workload, Path(folder))
+        stack.callback(tracker.close)  # before its folder goes
+        times = _take_turns(workload, partial(one_epoch, trainer, tracker), args.repeats)
     images = args.steps * args.batch_size
     speed = {name: images / times.median(name) for name in times}
     ratios = {
@@ -106,11 +109,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"images_per_second": speed, "ratios": ratios}
 
 
-def _take_turns(workload: Workload, folder: Path, repeats: int) -> Times:
-    """Seconds of an epoch of each loop."""
-    loops: dict[str, Callable[[], None]] = {
-        # First: building the trainer tells torch's backends what the other two run with as well.
-        "trainer": partial(one_epoch, *make_trainer(workload, folder)),
+def _take_turns(workload: Workload, trainer: Callable[[], None], repeats: int) -> Times:
+    """Seconds of an epoch of each loop.
+
+    ``trainer`` was built before: that tells torch's backends what the other two run with as well.
+    """
+    loops = {
+        "trainer": trainer,
         "bare loop": _bare_loop(workload),
         "timm's parts": _timm_loop(workload),
     }

@@ -59,11 +59,11 @@ def _lines(folder: Path, kind: str) -> list[dict[str, Any]]:
 def test_each_normalizer_trains_on_digits_and_its_checkpoint_evaluates(
     norm: str, tmp_path: Path
 ) -> None:
-    config = compose_config(*SHORT, f"norm={norm}", "epochs=1", "batch_size=64", "optim.lr=0.4")
+    config = compose_config(*SHORT, f"norm={norm}", "epochs=1", "batch_size=32", "optim.lr=0.2")
     result, _ = _run(config, tmp_path / "run")
     losses = [line["loss"] for line in _lines(tmp_path / "run", "train")]
-    assert len(losses) == 1437 // 64
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert len(losses) == 1437 // 32
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
     evaluated = _evaluated(tmp_path / "run" / "best.pt", ["loader=torch", "data.workers=0"])
     assert evaluated["images"] == 360
     assert evaluated["top1_error"] == pytest.approx(result["best"]["top1_error"])
