@@ -4,20 +4,30 @@
 # make tables-detection-small  all rows of Tables 2 to 4: built, two steps, evaluated, reported
 # make faults kill, starve and poison real runs, and print what was lost
 # make gpu    what only a GPU can show, as one table (DEVICE=cpu walks its code without one)
+# make grid-small  five normalizers × three recipes on digits, and the report (SEEDS=0,1,2)
 # make table1-small  all rows of Table 1, scaled down to the digits (SEEDS=3), and the report
+# make docs   the documentation as a site, in build/site
+# make release  sdist and wheel, checked and trained with in an empty environment
 # All set up .venv first if it is not there; all may be interrupted and run again.
 
 CUDA ?= 13
 BIN := .venv/bin
 READY := .venv/.ready-cuda$(CUDA)
 
-.PHONY: demo table1-small detection-demo tables-detection-small test faults gpu lint format install clean
+.PHONY: demo grid-small table1-small detection-demo tables-detection-small test faults gpu docs release lint format install clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 table1-small: $(READY)
 	$(BIN)/python scripts/run_table1.py --seeds $(or $(SEEDS),1)
+
+# The recipes as they are, but for sizes, epochs and batch.
+grid-small: $(READY)
+	$(BIN)/python scripts/run_table.py --runs runs/grid-small \
+	  norm=bn,gn,se,eca,an recipe=paper,an_advanced,rsb_a3 seed=$(or $(SEEDS),0) \
+	  arch=mobilenetv2 epochs=30 batch_size=32 schedule.warmup_epochs=2 \
+	  data.image_size=32 data.resize_size=32 data.train_size=32
 
 detection-demo: $(READY)
 	test -f runs/demo_resnet50_an/best.pt || $(BIN)/python train.py +experiment=demo norm=an
@@ -36,6 +46,16 @@ faults: $(READY)
 
 gpu: $(READY)
 	$(BIN)/python -m tests.gpu --device $(or $(DEVICE),cuda) $(CHECKS)
+
+# The site, in build/site: a link that leads nowhere fails.
+docs: $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python scripts/model_zoo.py --check
+	$(BIN)/mkdocs build --strict
+
+# sdist and wheel in dist/: checked, installed in an empty environment, and trained with there.
+release: $(READY)
+	$(BIN)/python scripts/release.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": ("predict", "train,report", "classify images with a checkpoint"),
     "table1": ("table1", "train,report", "the paper's Table 1 beside your runs"),
     "run-table1": ("run_table1", "train,report", "train every row of Table 1, and report"),
+    "run-table": ("run_table", "train,report", "train any grid of runs, and compare with BN"),
     "responses": ("responses", "train,report", "the paper's Figure 2 for one or two checkpoints"),
     "prepare-imagenet": ("prepare_imagenet", "train", "ImageNet from the official archives"),
     "make-shards": ("make_shards", "train", "pack an image folder into shards"),

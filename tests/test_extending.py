@@ -74,16 +74,16 @@ def test_the_page_adds_one_of_each(checkout: Path) -> None:
     assert evaluated["top1_error"] == pytest.approx(trained["best"]["top1_error"])
     assert "memory loader" in (runs / "in_memory" / "log" / "rank0.log").read_text()
 
-    adamw = torch.load(runs / "adamw" / "last.pt", weights_only=True)["optimizer"]
-    assert "exp_avg_sq" in adamw["state"][0]
-    assert [(g["name"], g["weight_decay"]) for g in adamw["param_groups"]] == [
+    nadam = torch.load(runs / "nadam" / "last.pt", weights_only=True)["optimizer"]
+    assert "exp_avg_sq" in nadam["state"][0]
+    assert [(g["name"], g["weight_decay"]) for g in nadam["param_groups"]] == [
         ("weights", 0.05),
         ("norm", 0.0),
     ]
-    lines = (runs / "polynomial" / "metrics.jsonl").read_text().splitlines()
+    lines = (runs / "inverse_root" / "metrics.jsonl").read_text().splitlines()
     rates = [line["lr"] for line in map(json.loads, lines) if line["kind"] == "train"]
     base = 0.2 * 16 / 512
-    assert rates == pytest.approx([base * (1 - step / 4) ** 2 for step in range(4)])
+    assert rates == pytest.approx([base / (1 + step / 4 / 0.5) ** 0.5 for step in range(4)])
 
     ordinal = json.loads((runs / "ordinal" / "result.json").read_text())
     again = json.loads((runs / "ordinal" / "eval.json").read_text())

@@ -5,10 +5,18 @@ while composing, ``__post_init__`` refuses impossible values before anything is 
 """
 
 from attnorm.config.arguments import read_arguments
+from attnorm.config.augment import AugmentConfig
 from attnorm.config.compose import compose, compose_node, compose_run
 from attnorm.config.data import CocoConfig, DataConfig, LabelledImagesConfig, LoaderConfig
 from attnorm.config.detector import CascadeConfig, DetectorConfig, HTCConfig
-from attnorm.config.groups import SCHEMAS, choices, config_directory, load_arch, load_norm
+from attnorm.config.groups import (
+    SCHEMAS,
+    choices,
+    config_directory,
+    load_arch,
+    load_norm,
+    norm_schema,
+)
 from attnorm.config.locate import locate
 from attnorm.config.model import (
     ArchConfig,
@@ -17,8 +25,16 @@ from attnorm.config.model import (
     NormConfig,
     SqueezeConfig,
     SwitchNormConfig,
+    TimmNormConfig,
 )
-from attnorm.config.optim import MultistepConfig, OptimConfig, ScheduleConfig, SGDConfig
+from attnorm.config.optim import (
+    MultistepConfig,
+    OptimConfig,
+    PolynomialConfig,
+    ScheduleConfig,
+    SGDConfig,
+    TimmOptimConfig,
+)
 from attnorm.config.run import (
     CheckpointConfig,
     Config,
@@ -39,6 +55,7 @@ __all__ = [
     "SCHEMAS",
     "ArchConfig",
     "AttentiveNormConfig",
+    "AugmentConfig",
     "CascadeConfig",
     "CheckpointConfig",
     "CocoConfig",
@@ -53,11 +70,14 @@ __all__ = [
     "MultistepConfig",
     "NormConfig",
     "OptimConfig",
+    "PolynomialConfig",
     "SGDConfig",
     "ScheduleConfig",
     "SqueezeConfig",
     "SwitchNormConfig",
     "TaskConfig",
+    "TimmNormConfig",
+    "TimmOptimConfig",
     "TrackingConfig",
     "TrainConfig",
     "allow",
@@ -72,6 +92,7 @@ __all__ = [
     "load_norm",
     "locate",
     "network_from_container",
+    "norm_schema",
     "read_arguments",
     "to_container",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from attnorm.config.augment import AugmentConfig
 from attnorm.config.data import LoaderConfig
 from attnorm.config.groups import SCHEMAS, choices, config_directory, instantiate
 from attnorm.config.model import ArchConfig
@@ -76,6 +77,9 @@ def compose_node(
         raise UserError(_explained(error, overrides)) from error
     OmegaConf.set_struct(composed, False)
     _check_recipe(composed)
+    chosen = composed.hydra.runtime.choices.get("recipe")
+    if chosen is not None:
+        composed.recipe_name = chosen
     return composed
 
 
@@ -173,6 +177,7 @@ def _close_to(key: str) -> str:
     """Keys that somebody may have meant."""
     schemas: dict[str, list[type[Any]]] = {
         "arch": [ArchConfig],
+        "augment": [AugmentConfig],
         "loader": [LoaderConfig],
         **{group: list(members.values()) for group, members in SCHEMAS.items()},
     }

@@ -48,6 +48,16 @@ class LabelledImagesConfig(DataConfig):
     image_size: int = 224
     # Short side before the centre crop of an evaluation image.
     resize_size: int = 256
+    # Side of training images where it is another one (FixRes); null for image_size.
+    train_size: int | None = None
+    # What the side of training images grows to, in the shares of training that train_size_ramp
+    # names; null: it does not.
+    final_train_size: int | None = None
+    train_size_ramp: list[float] = field(default_factory=lambda: [0.74, 0.86])
+    # How images are resized, in training and in evaluation: bilinear or bicubic.
+    interpolation: str = "bilinear"
+    # Evaluate an image by the mean of its logits and its mirror image's.
+    flip_tta: bool = False
     crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
     crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
     # The size of the data set that loader=synthetic stands in for.
@@ -68,11 +78,18 @@ class LabelledImagesConfig(DataConfig):
             self.resize_size,
             f"at least data.image_size={self.image_size}",
         )
+        require_choice("data.interpolation", self.interpolation, ("bilinear", "bicubic"))
+        for key in ("train_size", "final_train_size"):
+            size = getattr(self, key)
+            require(size is None or size >= 1, f"data.{key}", size, "at least 1, or null")
         for key, low, high in (
+            ("data.train_size_ramp", *self._pair("train_size_ramp")),
             ("data.crop_scale", *self._pair("crop_scale")),
             ("data.crop_ratio", *self._pair("crop_ratio")),
         ):
             require(0 < low <= high, key, [low, high], "a pair 0 < low <= high")
+        ramp = self.train_size_ramp
+        require(ramp[1] <= 1, "data.train_size_ramp", ramp, "shares of training, at most 1")
         require(self.crop_scale[1] <= 1, "data.crop_scale", self.crop_scale, "at most 1")
         for key in ("num_train_images", "num_val_images"):
             require(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "at least 1")

@@ -18,8 +18,16 @@ from attnorm.config.model import (
     NormConfig,
     SqueezeConfig,
     SwitchNormConfig,
+    TimmNormConfig,
 )
-from attnorm.config.optim import MultistepConfig, OptimConfig, ScheduleConfig, SGDConfig
+from attnorm.config.optim import (
+    MultistepConfig,
+    OptimConfig,
+    PolynomialConfig,
+    ScheduleConfig,
+    SGDConfig,
+    TimmOptimConfig,
+)
 from attnorm.config.run import TaskConfig
 from attnorm.errors import UserError
 
@@ -36,9 +44,14 @@ SCHEMAS: Mapping[str, Mapping[str, type[Any]]] = {
         "switch_norm": SwitchNormConfig,
         "squeeze": SqueezeConfig,
         "attentive_norm": AttentiveNormConfig,
+        "timm_norm": TimmNormConfig,
     },
-    "optim": {"base_optim": OptimConfig, "sgd": SGDConfig},
-    "schedule": {"base_schedule": ScheduleConfig, "multistep": MultistepConfig},
+    "optim": {"base_optim": OptimConfig, "sgd": SGDConfig, "timm_optim": TimmOptimConfig},
+    "schedule": {
+        "base_schedule": ScheduleConfig,
+        "multistep": MultistepConfig,
+        "polynomial": PolynomialConfig,
+    },
 }
 _SCHEMA_KEY = "schema@_here_"
 
@@ -71,16 +84,27 @@ def load_norm(name: str, **overrides: Any) -> NormConfig:
     Raises:
         UserError: an unknown name, key or value.
     """
+    typed = norm_schema(name)
     values = _read("norm", name)
-    match values.pop("defaults", None):
+    del values["defaults"]
+    return instantiate(_merge(typed, values, overrides), typed)
+
+
+def norm_schema(name: str) -> type[NormConfig]:
+    """The schema that ``configs/norm/NAME.yaml`` names.
+
+    Raises:
+        UserError: there is no such file, or it names none.
+    """
+    match _read("norm", name).get("defaults"):
         case [{"schema@_here_": str(schema)}, *_] if schema in SCHEMAS["norm"]:
             typed: type[NormConfig] = SCHEMAS["norm"][schema]
+            return typed
         case other:
             raise UserError(
                 f"configs/norm/{name}.yaml has defaults={other}: write"
                 f" [{{{_SCHEMA_KEY}: SCHEMA}}] with one of {', '.join(SCHEMAS['norm'])}."
             )
-    return instantiate(_merge(typed, values, overrides), typed)
 
 
 def _read(group: str, name: str) -> dict[str, Any]:

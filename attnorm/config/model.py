@@ -70,6 +70,8 @@ class NormConfig:
     placement: str = "everywhere"
     # Scale of each residual branch's last normalizer: true 0, false 1, null as timm starts it.
     zero_init_last: bool | None = None
+    # Kernels are normalized whenever they are used (weight standardization; timm's StdConv2d).
+    weight_standardization: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,6 +90,20 @@ class GroupNormConfig(NormConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.num_groups >= 1, "norm.num_groups", self.num_groups, "at least 1")
+
+
+@dataclass
+class TimmNormConfig(NormConfig):
+    """A normalizer or, with ``placement=squeeze``, a channel attention of ``timm.layers``."""
+
+    schema: str = "timm_norm"
+    layer: str = "timm.layers"
+    # Such as evonorms0 or eca.
+    timm_name: str = MISSING
+
+    def layer_options(self) -> dict[str, Any]:
+        """Those of the layer alone."""
+        return dict(self.options)
 
 
 @dataclass

@@ -25,6 +25,8 @@ class OptimConfig:
     weight_decay: float = 1e-4
     # Weight decay on scale and offset parameters of normalizers too, as the authors do.
     norm_weight_decay: bool = True
+    # Weight decay on the biases of convolutions and linear layers.
+    bias_weight_decay: bool = True
     # The longest that a step's gradient may be (its L2 norm over all weights); null for no limit.
     clip_norm: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +79,16 @@ class SGDConfig(OptimConfig):
 
 
 @dataclass
+class TimmOptimConfig(OptimConfig):
+    """An optimizer of ``timm.optim``; ``options`` are its own."""
+
+    schema: str = "timm_optim"
+    factory: str = "attnorm.training.optim.from_timm"
+    # As timm.optim.list_optimizers() has it.
+    timm_name: str = MISSING
+
+
+@dataclass
 class ScheduleConfig:
     """Learning rate by iteration: linear warmup, then ``curve`` from the base rate on."""
 
@@ -119,3 +131,17 @@ class MultistepConfig(ScheduleConfig):
         rising = all(a < b for a, b in pairwise([0.0, *self.milestones]))
         require(rising, "schedule.milestones", self.milestones, "epochs, each after the last")
         require(0 < self.gamma < 1, "schedule.gamma", self.gamma, "between 0 and 1")
+
+
+@dataclass
+class PolynomialConfig(ScheduleConfig):
+    """From the base rate to ``final_lr`` by a power of what is left; 1 is a straight line."""
+
+    schema: str = "polynomial"
+    name: str = "polynomial"
+    curve: str = "attnorm.training.schedule.polynomial"
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.power > 0, "schedule.power", self.power, "positive")

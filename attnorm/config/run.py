@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from attnorm.config.augment import AugmentConfig
 from attnorm.config.checks import require, require_choice
 from attnorm.config.data import DataConfig, LoaderConfig
 from attnorm.config.detector import DetectorConfig
@@ -32,10 +33,22 @@ class TaskConfig:
 @dataclass
 class TrainConfig:
     label_smoothing: float = 0.0
+    # cross_entropy, or binary_cross_entropy of each class by itself.
+    loss: str = "cross_entropy"
+    # With binary_cross_entropy: a class counts in full if its share of a mixed image is more.
+    target_threshold: float | None = None
     # Batch statistics over the images of all processes instead of each process's own.
     sync_bn: bool = False
 
     def __post_init__(self) -> None:
+        require_choice("train.loss", self.loss, ("cross_entropy", "binary_cross_entropy"))
+        threshold = self.target_threshold
+        require(
+            threshold is None or (0 <= threshold < 1 and self.loss == "binary_cross_entropy"),
+            "train.target_threshold",
+            threshold,
+            "in [0, 1) with train.loss=binary_cross_entropy, or null",
+        )
         require(
             0 <= self.label_smoothing < 1,
             "train.label_smoothing",
@@ -87,8 +100,13 @@ class EmaConfig:
     """A moving average of the weights, evaluated beside them; null for none."""
 
     decay: float | None = None
+    # Steps from one update to the next; decay is that of an update.
+    every: int = 1
+    # Follow fast at first: the decay of update t is at most 1 - (1 + t)^(-2/3).
+    warmup: bool = False
 
     def __post_init__(self) -> None:
+        require(self.every >= 1, "ema.every", self.every, "at least 1")
         valid = self.decay is None or 0 < self.decay < 1
         require(valid, "ema.decay", self.decay, "between 0 and 1, or null for no average")
 
@@ -98,6 +116,8 @@ class Config:
     """One training run, whole."""
 
     name: str = MISSING
+    # That the settings began with; filled in from recipe=.
+    recipe_name: str | None = None
     task: TaskConfig = field(default_factory=TaskConfig)
     arch: ArchConfig = MISSING
     # What stands on the backbone, for task=detection alone.
@@ -107,6 +127,7 @@ class Config:
     weights: str | None = None
     norm: NormConfig = MISSING
     data: DataConfig = MISSING
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     loader: LoaderConfig = MISSING
     optim: OptimConfig = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -186,6 +207,12 @@ class Config:
             "weights",
             self.weights,
             "null without a detector: a classifier begins with arch.pretrained",
+        )
+        require(
+            not self.augment.mixes or self.batch_size % 2 == 0,
+            "batch_size",
+            self.batch_size,
+            "even with augment.mixup or augment.cutmix: images are mixed in pairs",
         )
         require(
             self.schedule.warmup_epochs < self.epochs,

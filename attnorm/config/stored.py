@@ -18,6 +18,8 @@ from attnorm.errors import UserError
 _OWN = ("attnorm.", "torch.nn.", "timm.layers.")
 _allowed: set[str] = set()
 
+# Keys of normalizers that version 0.1 did not have.
+_LATER_NORM_KEYS = {"schema", "weight_standardization", "initial_scale", "timm_name"}
 # What a group was before it named its schema.
 _FIRST_SCHEMAS = {
     "norm": None,
@@ -101,7 +103,8 @@ def _with_schemas(container: Mapping[str, Any]) -> dict[str, Any]:
 def _norm_schema(norm: Mapping[str, Any]) -> str:
     """Version 0.1 told a normalizer's schema by its set of keys."""
     for name, schema in SCHEMAS["norm"].items():
-        if {spec.name for spec in fields(schema)} - {"schema"} == set(norm):
+        known = {spec.name for spec in fields(schema)} - _LATER_NORM_KEYS
+        if known == set(norm) - _LATER_NORM_KEYS:
             return name
     raise UserError(
         f"The stored norm config has keys no normalizer of this version has: {sorted(norm)}."
@@ -139,7 +142,7 @@ def check_names(config: Config, source: str, allowed: Collection[str] = ()) -> N
 
 
 def _check_name(key: str, path: str, source: str, allowed: Collection[str]) -> None:
-    if not path.startswith(_OWN) and path not in _allowed | set(allowed):
+    if not f"{path}.".startswith(_OWN) and path not in _allowed | set(allowed):
         raise UserError(
             f"{source} names {key}={path}, which is not of {', '.join(_OWN)[:-1]} and is not"
             f" imported.\nIf you trust that code, pass allow={path}."

@@ -10,18 +10,21 @@ from typing import Any
 
 import torch
 
-from attnorm.config import LabelledImagesConfig, LoaderConfig
+from attnorm.config import AugmentConfig, LabelledImagesConfig, LoaderConfig
 from attnorm.config.locate import locate
+from attnorm.data.augment import read_policy
 from attnorm.data.decode import Transform
 from attnorm.data.digits import digits_root
+from attnorm.data.fingerprint import fingerprint
 from attnorm.data.folder import scan
 from attnorm.data.imagenet_labels import synsets
 from attnorm.data.loader import Loader
 from attnorm.data.normalize import PixelNormalization
-from attnorm.data.sampling import Plan, RandomCrop
+from attnorm.data.sampling import Plan
 from attnorm.data.shards import read_shards
 from attnorm.data.source import ImageSource
 from attnorm.data.synthetic import SyntheticLoader
+from attnorm.data.transforms import eval_transform, train_transform
 from attnorm.distributed import Placement
 from attnorm.errors import UserError
 
@@ -36,11 +39,13 @@ def check(
     placement: Placement,
     *,
     training: bool = True,
+    augment: AugmentConfig | None = None,
 ) -> None:
     """Refuse what cannot work, before anything else of a run exists.
 
     Args:
         training: both splits are needed; else ``val/`` alone.
+        augment: of the training images.
 
     Raises:
         UserError: the loader is missing, or the data is missing, empty, inconsistent or too small.
@@ -48,7 +53,9 @@ def check(
     if loader.loader_class is not None:
         _own_loader(loader.loader_class)
     else:
-        choose(loader, placement.device)
+        choose(loader, placement.device, augment is not None and augment.distorts)
+    if augment is not None and augment.policy is not None:
+        read_policy(augment.policy)
     if loader.name != "synthetic":
         _splits(config, training)
     class_names(config, loader)
@@ -96,9 +103,21 @@ def num_images(config: LabelledImagesConfig, loader: LoaderConfig, training: boo
 
 
 def build_train_loader(
-    config: LabelledImagesConfig, loader: LoaderConfig, placement: Placement, *, seed: int
+    config: LabelledImagesConfig,
+    loader: LoaderConfig,
+    placement: Placement,
+    *,
+    seed: int,
+    augment: AugmentConfig | None = None,
+    epochs: int = 1,
 ) -> Loader:
-    """Augmented training images in a new order every epoch, whole batches only."""
+    """Augmented training images in a new order every epoch, whole batches only.
+
+    Args:
+        augment: what is done to single images beside cropping and mirroring; None for nothing.
+        epochs: of the training, for ``data.final_train_size``.
+    """
+    augment = augment or AugmentConfig()
     images = None if loader.name == "synthetic" else _splits(config, training=True)[0]
     plan = Plan(
         num_images(config, loader, training=True),
@@ -108,14 +127,10 @@ def build_train_loader(
         rank=placement.rank,
         world_size=placement.world_size,
         shards=images.shards if images else None,
+        repeats=augment.repeats,
     )
-    crop = RandomCrop(
-        scale=(config.crop_scale[0], config.crop_scale[1]),
-        ratio=(config.crop_ratio[0], config.crop_ratio[1]),
-        flip=config.horizontal_flip,
-        seed=seed,
-    )
-    return _build(config, loader, placement, images, plan, crop)
+    transform = train_transform(config, augment, seed=seed, epochs=epochs)
+    return _build(config, loader, placement, images, plan, transform)
 
 
 def build_eval_loader(
@@ -150,7 +165,16 @@ def build_eval_loader(
             images = images.with_classes(class_names)
         if numbered:
             images = images.numbered()
-    return _build(config, loader, placement, images, plan, crop=None)
+    return _build(config, loader, placement, images, plan, eval_transform(config))
+
+
+def fingerprint_of(config: LabelledImagesConfig, loader: LoaderConfig) -> dict[str, Any]:
+    """Of the training and the evaluation images; of synthetic ones nothing."""
+    if loader.name == "synthetic":
+        return {}
+    train, val = _splits(config, training=True)
+    root = _root(config)
+    return {"train": fingerprint(train, root), "val": fingerprint(val, root)}
 
 
 def eval_images(config: LabelledImagesConfig) -> ImageSource:
@@ -162,13 +186,24 @@ def eval_images(config: LabelledImagesConfig) -> ImageSource:
     return _splits(config, training=False)[-1]
 
 
-def choose(loader: LoaderConfig, device: torch.device) -> tuple[str, str]:
+def choose(loader: LoaderConfig, device: torch.device, distorts: bool = False) -> tuple[str, str]:
     """The loader to use, and why.
 
+    Args:
+        distorts: single images are distorted or erased, which is done in Python.
+
     Raises:
-        UserError: ``loader=dali`` without DALI.
+        UserError: ``loader=dali`` without DALI, or for what it does not do on a GPU.
     """
     installed = has_dali()
+    if distorts and device.type == "cuda":
+        if loader.name == "dali":
+            raise UserError(
+                "loader=dali decodes on the GPU, where augment.policy and augment.erasing do not"
+                " exist (DALI's distortions are others): use loader=torch."
+            )
+        if loader.name == "auto":
+            return "torch", "augment.policy and augment.erasing are done on the CPU"
     if loader.name == "dali" and not installed:
         raise UserError(
             f"loader=dali, but DALI is not installed: install {_DALI_PACKAGES},"
@@ -195,7 +230,7 @@ def _build(
     placement: Placement,
     images: ImageSource | None,
     plan: Plan,
-    crop: RandomCrop | None,
+    transform: Transform,
 ) -> Loader:
     target: dict[str, Any] = {
         "device": placement.device,
@@ -204,23 +239,31 @@ def _build(
     }
     if images is None:
         classes = config.num_classes or _SYNTHETIC_CLASSES
-        return SyntheticLoader(plan, image_size=config.image_size, num_classes=classes, **target)
-    return _constructor(loader, placement.device)(
+        return SyntheticLoader(
+            plan,
+            image_size=lambda epoch: transform.at(epoch).image_size,
+            num_classes=classes,
+            **target,
+        )
+    distorts = transform.augmentation is not None
+    return _constructor(loader, placement.device, distorts)(
         images,
         plan,
-        Transform(config.image_size, config.resize_size, crop),
-        PixelNormalization(config.mean, config.std, config.image_size, **target),
+        transform,
+        PixelNormalization(config.mean, config.std, **target),
         workers=config.workers,
         prefetch=loader.prefetch,
         skip_broken=config.skip_broken,
     )
 
 
-def _constructor(loader: LoaderConfig, device: torch.device) -> Callable[..., Loader]:
+def _constructor(
+    loader: LoaderConfig, device: torch.device, distorts: bool
+) -> Callable[..., Loader]:
     """What builds the loader; ours know why they were chosen, a person's own were asked for."""
     if loader.loader_class is not None:
         return _own_loader(loader.loader_class)
-    name, reason = choose(loader, device)
+    name, reason = choose(loader, device, distorts)
     # Imported here: DALI may be absent, and nobody should wait for a loader that is not used.
     if name == "dali":
         from attnorm.data.dali import DaliLoader

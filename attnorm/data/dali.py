@@ -68,7 +68,8 @@ class DaliLoader(Loader):
         self._on_gpu = normalize.device.type == "cuda"
         self._device_id = (normalize.device.index or 0) if self._on_gpu else None
         self._resize_in_torch = not self._on_gpu if resize_in_torch is None else resize_in_torch
-        self._source, self._plan, self._transform = source, plan, transform
+        self._source, self._plan = source, plan
+        self._every, self._transform = transform, transform.at(0)  # at the epoch that is made
         self._skipping = Skipping(source, skip_broken)
         self._replacements: dict[int, int] = {}
         self._normalize = normalize
@@ -111,6 +112,7 @@ class DaliLoader(Loader):
         if self._pipeline is None:
             raise RuntimeError("the loader was closed")
         planned = self._plan.batches(epoch, start_batch)
+        self._resize(epoch)
         self._rewind(epoch, planned)
         done = 0
         while done < len(planned):
@@ -124,10 +126,18 @@ class DaliLoader(Loader):
                 self._pipeline = self._build()
                 self._rewind(epoch, planned[done:])
                 continue
-            self.skipped += int((wanted != planned[done]).sum())
+            self.skipped += int((wanted != self._images(planned[done])).sum())
             labels = torch.from_numpy(self._source.labels[wanted])
             done += 1
             yield images, labels.to(self._normalize.device, non_blocking=True)
+
+    def _resize(self, epoch: int) -> None:
+        """Build the graph anew if its images have another size in this epoch."""
+        transform = self._every.at(epoch)
+        if transform != self._transform:
+            self._stop()
+            self._transform = transform
+            self._pipeline = self._build()
 
     def _rewind(self, epoch: int, planned: list[NDArray[np.int64]]) -> None:
         """Let the pipeline begin with ``planned``, dropping what an abandoned epoch left in it."""
@@ -168,8 +178,13 @@ class DaliLoader(Loader):
         copied: Tensor = feed_ndarray(batch, images, cuda_stream=stream)
         return copied
 
-    def _replaced(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
-        """``images`` with those known to be broken exchanged."""
+    def _images(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The images that the plan's numbers stand for."""
+        return numbers % len(self._source)
+
+    def _replaced(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Their images, with those known to be broken exchanged."""
+        images = self._images(numbers)
         if not self._replacements:
             return images
         return np.array([self._replacements.get(int(index), int(index)) for index in images])
@@ -222,8 +237,9 @@ class DaliLoader(Loader):
         encoded = self._encoded(images)
         if self._transform.crop is None:
             return (encoded,)
-        candidates, mirror = self._transform.crop.draw(epoch, planned)
-        return encoded, candidates, mirror.astype(np.int32)
+        drawn = self._transform.draw(epoch, planned)
+        inputs = (encoded, drawn.candidates, drawn.mirror.astype(np.int32))
+        return inputs if self._transform.augmentation is None else (*inputs, drawn.augment)
 
     def _encoded(self, images: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Paths, which DALI reads itself, or the bytes of images that are parts of files."""
@@ -244,8 +260,9 @@ class DaliLoader(Loader):
                 (encoded,) = fn.external_source(self._next_inputs, num_outputs=1)
                 images = self._centre(self._read(encoded))
             else:
-                encoded, candidates, mirror = fn.external_source(self._next_inputs, num_outputs=3)
-                images = self._random(self._read(encoded), candidates, mirror)
+                inputs = 3 if self._transform.augmentation is None else 4
+                encoded, *drawn = fn.external_source(self._next_inputs, num_outputs=inputs)
+                images = self._random(self._read(encoded), *drawn)
             pipeline.set_outputs(images)
         pipeline.build()
         return pipeline
@@ -253,7 +270,7 @@ class DaliLoader(Loader):
     def _read(self, encoded: Any) -> Any:
         return encoded if self._source.shards is not None else fn.io.file.read(encoded)
 
-    def _random(self, encoded: Any, candidates: Any, mirror: Any) -> Any:
+    def _random(self, encoded: Any, candidates: Any, mirror: Any, *augment: Any) -> Any:
         assert self._transform.crop is not None
         boxes = boxes_in_numpy if self._resize_in_torch else boxes_in_the_graph
         corner, size = boxes(self._transform.crop, encoded, candidates)
@@ -261,9 +278,9 @@ class DaliLoader(Loader):
             encoded, start=corner, shape=size, axis_names="HW", **self._decoder()
         )
         if self._resize_in_torch:
-            return self._in_torch(self._transform.square, images, mirror)
+            return self._in_torch(self._transform.square, images, mirror, *augment)
         side = float(self._transform.image_size)
-        images = fn.resize(images, size=[side, side], antialias=True)
+        images = fn.resize(images, size=[side, side], **self._resampling())
         return self._normalized(images, mirror=mirror)
 
     def _centre(self, encoded: Any) -> Any:
@@ -275,7 +292,7 @@ class DaliLoader(Loader):
         scaled = [
             math.floor(self._transform.resize_size * side / short) for side in (height, width)
         ]
-        images = fn.resize(images, size=as_float(fn.stack(*scaled)), antialias=True)
+        images = fn.resize(images, size=as_float(fn.stack(*scaled)), **self._resampling())
         side = self._transform.image_size
         return self._normalized(images, crop=[side, side], rounding="truncate")
 
@@ -286,7 +303,7 @@ class DaliLoader(Loader):
         """
 
         def make_all(*batch: list[Any]) -> list[Any]:
-            rows = self._normalize.rows(len(batch[0]))
+            rows = self._normalize.rows(len(batch[0]), self._transform.image_size)
 
             def make(target: NDArray[np.float32], *sample: Any) -> None:
                 self._normalize.write(function(*map(from_dlpack, sample)), target)
@@ -296,6 +313,11 @@ class DaliLoader(Loader):
             return [torch.zeros(1).__dlpack__() for _ in rows]  # DALI wants an output
 
         return fn.dl_tensor_python_function(*inputs, function=make_all, batch_processing=True)
+
+    def _resampling(self) -> dict[str, Any]:
+        cubic = self._transform.interpolation == "bicubic"
+        kind = types.INTERP_CUBIC if cubic else types.INTERP_LINEAR
+        return {"interp_type": kind, "antialias": True}
 
     def _decoder(self) -> dict[str, Any]:
         common = {"output_type": types.RGB, "adjust_orientation": False}

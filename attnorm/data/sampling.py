@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 CROP_TRIALS = 10  # attempts at a random crop before the central one, as in torchvision
 SHARD_WINDOW = 16  # shards whose images are mixed with each other
+AUGMENTATION_STREAM = 64  # numbers of an image's stream before those of its augmentation
 _DRAWS_PER_TRIAL = 4
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -25,12 +26,18 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
-def uniform(seed: int, epoch: int, images: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) of shape (len(images), draws), one SplitMix64 stream per image."""
+def uniform(
+    seed: int, epoch: int, images: NDArray[np.int64], draws: int, first: int = 0
+) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) of shape (len(images), draws), one SplitMix64 stream per image.
+
+    Args:
+        first: how many numbers of each stream come before.
+    """
     key = np.array([seed], dtype=np.uint64)
     for part in (np.array([epoch], dtype=np.uint64), images.astype(np.uint64)):
         key = _mix(_mix(key + _GOLDEN) + part)
-    counter = np.arange(1, draws + 1, dtype=np.uint64) * _GOLDEN
+    counter = np.arange(first + 1, first + draws + 1, dtype=np.uint64) * _GOLDEN
     bits = _mix(key[:, None] + counter)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -57,11 +64,16 @@ def epoch_order(
 
 @dataclass(frozen=True)
 class Plan:
-    """Which images are in which batch of this process.
+    """Which images are in which batch of this process, by number.
 
     Training drops the last incomplete global batch; a global batch holds the same images whatever
     the number of processes that share it. Evaluation deals every image out once, none twice.
     ``shards`` is as in :func:`epoch_order`.
+
+    With ``repeats`` of more than 1 (repeated augmentation, Hoffer et al., 2020) an epoch is as long
+    as without, and has fewer images, each of them so many times in a global batch. The copies of
+    image i have the numbers i, i + num_images, and so on, so that each draws crops of its own;
+    number % num_images is the image.
     """
 
     num_images: int
@@ -71,6 +83,7 @@ class Plan:
     rank: int = 0
     world_size: int = 1
     shards: NDArray[np.int64] | None = None
+    repeats: int = 1
 
     def __len__(self) -> int:
         if self.training:
@@ -82,15 +95,29 @@ class Plan:
         return len(range(self.rank, self.num_images, self.world_size))
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """The images of this process, batch after batch."""
+        """The numbers of this process, batch after batch."""
         if not self.training:
             return np.arange(self.rank, self.num_images, self.world_size, dtype=np.int64)
         used = len(self) * self.batch_size * self.world_size
-        order = epoch_order(self.seed, epoch, self.num_images, self.shards)[:used]
-        return order.reshape(len(self), self.world_size, self.batch_size)[:, self.rank].reshape(-1)
+        order = epoch_order(self.seed, epoch, self.num_images, self.shards)
+        if self.repeats > 1:
+            order = self._repeated(order, used)
+        shape = (len(self), self.world_size, self.batch_size)
+        return order[:used].reshape(shape)[:, self.rank].reshape(-1)
+
+    def _repeated(self, order: NDArray[np.int64], used: int) -> NDArray[np.int64]:
+        """Each image ``repeats`` times; in a global batch all first copies, then all second ones.
+
+        So the copies come to different processes, and neighbours are different images.
+        """
+        copies = np.arange(self.repeats)
+        numbers = order[: -(-used // self.repeats), None] + copies * self.num_images
+        batches = numbers.reshape(-1)[:used].reshape(len(self), -1)
+        by_copy = (batches // self.num_images).argsort(axis=1, kind="stable")
+        return np.take_along_axis(batches, by_copy, axis=1).reshape(-1)
 
     def batches(self, epoch: int, start_batch: int) -> list[NDArray[np.int64]]:
-        """Image numbers of every batch from ``start_batch`` on."""
+        """The numbers of every batch from ``start_batch`` on."""
         order = self.order(epoch)
         starts = range(start_batch * self.batch_size, len(order), self.batch_size)
         return [order[start : start + self.batch_size] for start in starts]

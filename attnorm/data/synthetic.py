@@ -5,7 +5,7 @@ It measures how fast training itself is, and needs no data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,21 +24,29 @@ class SyntheticLoader(Loader):
         self,
         plan: Plan,
         *,
-        image_size: int,
+        image_size: Callable[[int], int],
         num_classes: int,
         device: torch.device,
         dtype: torch.dtype,
         channels_last: bool,
     ) -> None:
+        """
+        Args:
+            image_size: of an epoch.
+        """
         self.num_images = plan.num_images
+        self._seed, self._image_size = plan.seed + plan.rank, image_size
         self._sizes = [len(batch) for batch in plan.batches(0, 0)]
-        generator = torch.Generator().manual_seed(plan.seed + plan.rank)
-        shape = (max(self._sizes, default=0), 3, image_size, image_size)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        images = torch.randn(shape, generator=generator).to(device, dtype)
-        self._images = images.contiguous(memory_format=layout)
-        labels = torch.randint(num_classes, shape[:1], generator=generator)
-        self._labels = labels.to(device)
+        self._num_classes, self._device, self._dtype = num_classes, device, dtype
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._images, self._labels = self._made(image_size(0))
+
+    def _made(self, side: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(self._seed)
+        shape = (max(self._sizes, default=0), 3, side, side)
+        images = torch.randn(shape, generator=generator).to(self._device, self._dtype)
+        labels = torch.randint(self._num_classes, shape[:1], generator=generator)
+        return images.contiguous(memory_format=self._layout), labels.to(self._device)
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -48,5 +56,7 @@ class SyntheticLoader(Loader):
         return []
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._images.shape[-1] != self._image_size(epoch):
+            self._images, self._labels = self._made(self._image_size(epoch))
         for size in self._sizes[start_batch:]:
             yield self._images[:size], self._labels[:size]

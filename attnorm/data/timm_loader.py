@@ -56,7 +56,7 @@ class TimmLoader(Loader):
         self._transform = create_transform(
             (3, side, side),
             is_training=False,
-            interpolation="bilinear",
+            interpolation=transform.interpolation,
             mean=normalize.mean,
             std=normalize.std,
             # timm resizes to floor(side / crop_pct): half a pixel more than it should be.

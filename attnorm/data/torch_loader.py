@@ -46,23 +46,20 @@ class _Batches(Dataset[Answer]):
         self._skip_broken = skip_broken
 
     def __getitem__(self, request: Request) -> Answer:
-        transform, count = self._transform, len(request.images)
+        transform, count = self._transform.at(request.epoch), len(request.images)
         # Rows of pixels, three bytes each: what decoding gives, and channels_last for the device.
         shape = (count, transform.image_size, transform.image_size, 3)
         pixels = uninitialized_pixels(math.prod(shape)).view(shape)
         answer = Answer(pixels, torch.zeros(count, dtype=torch.int64))
-        drawn = transform.crop.draw(request.epoch, request.images) if transform.crop else None
-        for slot, wanted in enumerate(request.images):
-            found = self._decode(int(wanted), answer)
+        drawn = transform.draw(request.epoch, request.images) if transform.crop else None
+        for slot, number in enumerate(request.images):
+            found = self._decode(int(number) % len(self._source), answer)
             if found is None:
                 break  # the main process stops the run at this answer
             index, image = found
-            square = (
-                transform.random(image, drawn[0][slot], bool(drawn[1][slot]))
-                if drawn
-                else transform.centre(image)
+            answer.images[slot] = (
+                transform.random(image, drawn, slot) if drawn else transform.centre(image)
             )
-            answer.images[slot] = square
             answer.labels[slot] = int(self._source.labels[index])
         return answer
 

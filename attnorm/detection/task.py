@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attnorm import distributed
-from attnorm.config import CocoConfig, Config, DetectorConfig, HTCConfig
+from attnorm.config import AugmentConfig, CocoConfig, Config, DetectorConfig, HTCConfig
 from attnorm.detection import loader as data
 from attnorm.detection.average_precision import AveragePrecision, require_referee
 from attnorm.detection.batch import DetectionBatch
@@ -264,6 +264,8 @@ def _refuse(config: Config, detector: DetectorConfig) -> None:
         (config.loader.name not in ("auto", "torch"), "loader.name", "use loader=torch"),
         (bool(config.arch.pretrained), "arch.pretrained", "use weights=timm or weights=FILE"),
         (config.train.label_smoothing > 0, "train.label_smoothing", "leave it 0"),
+        (config.train.loss != "cross_entropy", "train.loss", "leave it cross_entropy"),
+        (config.augment != AugmentConfig(), "augment.name", "use augment=none"),
         (
             config.train.sync_bn and detector.freeze != "none",
             "train.sync_bn",

@@ -10,9 +10,18 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import BlurPool2d
 from torch import nn
 
-from attnorm.config import ArchConfig, NormConfig, load_arch, load_norm, locate
+from attnorm.config import (
+    ArchConfig,
+    NormConfig,
+    TimmNormConfig,
+    load_arch,
+    load_norm,
+    locate,
+    norm_schema,
+)
 from attnorm.errors import UserError
 from attnorm.models import pretrained
 from attnorm.models.recompute import correct_recomputed_statistics
@@ -24,6 +33,7 @@ from attnorm.models.sites import (
     replace_batch_norms,
     set_submodule,
 )
+from attnorm.models.timm_layers import standardize_weights, timm_layer
 
 DEFAULT_COMPONENTS = 10  # the paper's example (§3.3)
 
@@ -36,7 +46,7 @@ def create_model(
     Args:
         arch: ``resnet50``, ``resnet101``, ``densenet161``, ``mobilenetv2``, or ``timm`` together
             with ``timm_model=`` and ``attentive_sites=``.
-        norm: ``bn``, ``gn``, ``sn``, ``se`` or ``an``.
+        norm: a file of ``configs/norm``: ``bn``, ``gn``, ``sn``, ``se``, ``an`` and others.
         num_classes: Width of the classifier.
         overrides: Any key of the two configs, such as ``num_components=5`` or ``pretrained=True``.
 
@@ -94,6 +104,8 @@ def convert(
     if unknown:
         raise UserError(_unknown_key(unknown[0], known, f"norm={norm}"))
     config = load_norm(norm, **options)
+    if config.weight_standardization:
+        model = standardize_weights(model)
     if config.placement == "squeeze":
         if sites is None:
             raise UserError(f"norm={norm} needs sites=PATTERN: the modules that the units follow.")
@@ -127,6 +139,8 @@ def place(
     Raises:
         UserError: the two configs do not fit each other or the architecture.
     """
+    if norm.weight_standardization:
+        model = standardize_weights(model)
     if norm.placement == "squeeze":
         if arch.squeeze_sites is None:
             raise UserError(
@@ -156,9 +170,10 @@ def _create_timm_model(arch: ArchConfig, num_classes: int, from_hub: bool) -> nn
         close = difflib.get_close_matches(arch.timm_model, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else "."
         raise UserError(f"arch.timm_model={arch.timm_model} is not a model of timm{hint}")
-    create = partial(
-        timm.create_model, arch.timm_model, num_classes=num_classes, **arch.timm_options
-    )
+    options = dict(arch.timm_options)
+    if options.get("aa_layer") == "blurpool":  # not all of timm's networks know it by name
+        options["aa_layer"] = BlurPool2d
+    create = partial(timm.create_model, arch.timm_model, num_classes=num_classes, **options)
     try:
         return pretrained.from_hub(create, arch.timm_model) if from_hub else create()
     except TypeError as error:
@@ -167,7 +182,9 @@ def _create_timm_model(arch: ArchConfig, num_classes: int, from_hub: bool) -> nn
         ) from error
 
 
-def _layer_class(norm: NormConfig) -> type[nn.Module]:
+def _layer_class(norm: NormConfig) -> Any:
+    if isinstance(norm, TimmNormConfig):
+        return timm_layer(norm.timm_name, norm.placement)
     layer = locate(norm.layer, "norm.layer")
     if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
         raise UserError(f"norm.layer={norm.layer} is not a class of modules.")
@@ -176,7 +193,7 @@ def _layer_class(norm: NormConfig) -> type[nn.Module]:
 
 def norm_keys(norm: str) -> set[str]:
     """Keys of a normalizer's config that a person may set."""
-    return {spec.name for spec in fields(load_norm(norm))} - {"name", "schema"}
+    return {spec.name for spec in fields(norm_schema(norm))} - {"name", "schema"}
 
 
 def _unknown_key(key: str, known: set[str], owner: str) -> str:

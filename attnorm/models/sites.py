@@ -19,7 +19,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from attnorm.errors import UserError
-from attnorm.norms import Normalization
+from attnorm.norms import Normalization, mark_as_normalizer
 
 # Activations that these blocks call right after the normalizer; module order alone does not say
 # so (BasicBlock registers act2 after bn2 but adds the shortcut in between).
@@ -111,8 +111,9 @@ def replace_batch_norms(
 
     A layer inherits the batch norm's eps and momentum (unless its partial sets them), device,
     dtype, mode, and every parameter and buffer of the same name and shape. A ReLU that directly
-    follows is fused into a layer that offers ``activation="relu"``. A model that is itself a batch
-    norm is returned replaced.
+    follows is fused into a layer that offers ``activation="relu"``, and goes where timm's layer has
+    an activation of its own (``apply_act``). What is put here counts as a normalizer. A model that
+    is itself a batch norm is returned replaced.
     """
     old_modules = [model.get_submodule(site.name) for site in sites]
     uses = Counter(id(old) for old in old_modules)
@@ -122,13 +123,18 @@ def replace_batch_norms(
         if id(old) not in replaced:
             follower = _following_relu(model, site.name) if uses[id(old)] == 1 else None
             new = replaced[id(old)] = _replacement(old, layer, follower is not None)
-            if follower and getattr(new, "activation", None) == "relu":
+            if follower and _holds_activation(new):
                 set_submodule(model, follower, nn.Identity())
             for module in new.modules():
                 if isinstance(module, Normalization):
                     module.stage = site.stage
         model = set_submodule(model, site.name, replaced[id(old)])
     return model
+
+
+def _holds_activation(layer: nn.Module) -> bool:
+    """Whether it calls the activation itself: this project's layers, or those of timm."""
+    return getattr(layer, "activation", None) == "relu" or bool(getattr(layer, "apply_act", False))
 
 
 def set_submodule(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
@@ -166,15 +172,33 @@ def _replacement(old: nn.BatchNorm2d, layer: partial[nn.Module], relu_follows: b
         options["track_running_stats"] = False
     if [type(part) for part in trailing.values()] == [nn.ReLU] or (relu_follows and not trailing):
         options["activation"] = "relu"
+    # timm's layers with an activation of their own take any one's place, and need to know of none.
+    options["apply_act"] = relu_follows or "act" in trailing
     options = {k: v for k, v in options.items() if k in accepted and k not in layer.keywords}
     if "activation" in options:
         trailing.clear()
-    with torch.device(_device(old)):
-        new = layer(old.num_features, **options)
+    if options.get("apply_act"):
+        trailing.pop("act", None)
+    try:
+        with torch.device(_device(old)):
+            new = layer(old.num_features, **options)
+    except ValueError as error:  # of groups that do not divide the channels, that is
+        raise UserError(f"A normalizer of {old.num_features} channels: {error}.") from error
+    _check_groups(new, old.num_features)
+    mark_as_normalizer(new)
     _transfer(old, new)
     if trailing:
         new = nn.Sequential(OrderedDict([("norm", new), *trailing.items()]))
     return new.train(old.training)
+
+
+def _check_groups(layer: nn.Module, channels: int) -> None:
+    groups = getattr(layer, "groups", None)
+    if isinstance(groups, int) and channels % groups:
+        raise UserError(
+            f"{type(layer).__name__}: {channels} channels cannot be shared by {groups} groups: set"
+            " norm.options.group_size=8, or another that divides all numbers of channels."
+        )
 
 
 def _device(module: nn.Module) -> torch.device:

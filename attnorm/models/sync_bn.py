@@ -7,7 +7,9 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
+from attnorm.errors import UserError
 from attnorm.norms import AttentiveNorm2d
+from attnorm.norms.ghost import GhostBatchNorm2d
 from attnorm.norms.statistics import SharedStatistics, unbiased_variance
 
 
@@ -21,8 +23,14 @@ def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
 
     Raises:
         RuntimeError: there is no process group yet.
+        UserError: the model has ghost batch norms.
     """
     for module in model.modules():
+        if isinstance(module, GhostBatchNorm2d):
+            raise UserError(
+                "train.sync_bn=true and ghost batch norm exclude each other: one takes statistics"
+                " over more images than a process has, the other over fewer."
+            )
         if isinstance(module, AttentiveNorm2d):
             module.synchronize()
         elif device.type == "cpu" and type(module) in _SHARED:

@@ -18,6 +18,17 @@ class Normalization(nn.Module):
 _TORCH_NORMALIZERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
+def mark_as_normalizer(module: nn.Module) -> None:
+    """Say that ``module`` stands where a normalizer does, whatever its class is."""
+    module.stands_for_normalizer = True  # type: ignore[assignment]
+
+
 def is_normalizer(module: nn.Module) -> bool:
-    """Whether ``module`` itself normalizes: one of this project's normalizers or of torch's."""
-    return isinstance(module, (Normalization, *_TORCH_NORMALIZERS))
+    """Whether ``module`` itself normalizes.
+
+    That are the normalizers of this project and of torch, and what was put in the place of one:
+    timm has some that are plain modules.
+    """
+    return isinstance(module, (Normalization, *_TORCH_NORMALIZERS)) or hasattr(
+        module, "stands_for_normalizer"
+    )

@@ -42,12 +42,23 @@ def difference(ours: Sequence[float], others: Sequence[float]) -> Difference:
     return Difference(value, _quantile(freedom) * sqrt(sum(parts)))
 
 
+def paired_difference(pairs: Sequence[tuple[float, float]]) -> Difference:
+    """Mean of ours − other's, each pair with a seed in common (Student's t of the differences)."""
+    differences = [ours - other for ours, other in pairs]
+    value, margin = statistics.fmean(differences), margin_of(differences)
+    return Difference(value, margin)
+
+
+def margin_of(values: Sequence[float]) -> float | None:
+    """Half the width of the mean's 95 % confidence interval (Student's t); None for one value."""
+    if len(values) < 2:
+        return None
+    return _quantile(len(values) - 1) * statistics.stdev(values) / sqrt(len(values))
+
+
 def difference_to_constant(ours: Sequence[float], constant: float) -> Difference:
     """mean(``ours``) − a printed figure, whose own spread nobody knows (Student's t)."""
-    value = statistics.fmean(ours) - constant
-    if len(ours) < 2:
-        return Difference(value, None)
-    return Difference(value, _quantile(len(ours) - 1) * statistics.stdev(ours) / sqrt(len(ours)))
+    return Difference(statistics.fmean(ours) - constant, margin_of(ours))
 
 
 def _quantile(freedom: float) -> float:

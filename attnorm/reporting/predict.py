@@ -11,9 +11,10 @@ from rich.table import Table
 from torch import Tensor
 
 from attnorm.classification import labelled_images
-from attnorm.data.decode import BrokenImageError, Transform, decode_rgb
+from attnorm.data.decode import BrokenImageError, decode_rgb
 from attnorm.data.names import readable
 from attnorm.data.normalize import PixelNormalization
+from attnorm.data.transforms import eval_transform
 from attnorm.errors import UserError
 from attnorm.norms.observe import attentive_layers, record_mixtures
 from attnorm.run.trained import Trained
@@ -44,11 +45,10 @@ def read_image(path: Path, trained: Trained) -> Tensor:
         UserError: no such file, or not an image.
     """
     data = labelled_images(trained.config)
-    crop = Transform(data.image_size, data.resize_size, None).centre(read_pixels(path))
+    crop = eval_transform(data).centre(read_pixels(path))
     normalize = PixelNormalization(
         data.mean,
         data.std,
-        data.image_size,
         device=trained.device,
         dtype=trained.precision.input_dtype,
         channels_last=trained.config.channels_last,

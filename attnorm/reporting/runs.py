@@ -121,10 +121,10 @@ def _metrics(path: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 def _failures(folder: Path) -> dict[Path, str]:
-    """The last words of failed runs by folder, from every ``queue.json``."""
+    """The last words of failed runs by folder, from every ``queue/NAME.json``."""
     failures: dict[Path, str] = {}
-    for path in folder.rglob("queue.json"):
-        for name, entry in json.loads(path.read_text()).items():
-            if entry["status"] == "failed":
-                failures[(path.parent / name).resolve()] = entry["message"]
+    for path in folder.rglob("queue/*.json"):
+        entry = json.loads(path.read_text())
+        if entry["status"] == "failed":
+            failures[(path.parent.parent / path.stem).resolve()] = entry["message"]
     return failures

@@ -36,7 +36,7 @@ def as_folder(trained: Trained, target: Path) -> str:
             "std": list(data.std),
             # timm resizes to floor(size / crop_pct): half a pixel more than it should be.
             "crop_pct": data.image_size / (data.resize_size + 0.5),
-            "interpolation": "bilinear",
+            "interpolation": data.interpolation,
         }
         weights = trained.model.state_dict()
         save_folder(building, weights, config.arch, config.norm, trained.class_names, preprocessing)

@@ -27,6 +27,7 @@ REQUIRED = ("format", "model", "config", "epoch", "step")
 # these, up to rounding, since other kernels add in another order.
 FREE_KEYS = (
     "name",
+    "recipe_name",
     "resume",
     "device",
     "profile",

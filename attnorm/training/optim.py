@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
@@ -10,29 +11,39 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnorm.config import Config, OptimConfig, SGDConfig, locate
+from attnorm.config import Config, OptimConfig, SGDConfig, TimmOptimConfig, locate
 from attnorm.errors import UserError
 from attnorm.norms import is_normalizer
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, norm_weight_decay: bool
+    model: nn.Module,
+    weight_decay: float,
+    norm_weight_decay: bool,
+    bias_weight_decay: bool = True,
 ) -> list[dict[str, object]]:
-    """Two groups, "weights" and "norm", that hold every trainable parameter exactly once.
+    """Groups that hold every trainable parameter exactly once: "weights", "norm" and "bias".
 
     "norm" holds what a normalizer owns directly: scales and offsets, an AN layer's [K, C] mixture
-    included. Its attention head is made of ordinary layers and counts as weights. A parameter that
-    two modules share is filed where it is met first.
+    included. Its attention head is made of ordinary layers and counts as weights. "bias" holds the
+    biases of such layers, where they do not decay; else they are among the weights. A parameter
+    that two modules share is filed where it is met first.
     """
-    groups: dict[str, list[nn.Parameter]] = {"weights": [], "norm": []}
+    groups: dict[str, list[nn.Parameter]] = {"weights": [], "norm": [], "bias": []}
     seen: set[int] = set()
     for module in model.modules():
-        group = groups["norm" if is_normalizer(module) else "weights"]
-        for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad and id(parameter) not in seen:
-                seen.add(id(parameter))
-                group.append(parameter)
-    decay = {"weights": weight_decay, "norm": weight_decay if norm_weight_decay else 0.0}
+        normalizes = is_normalizer(module)
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            alone = name == "bias" and not bias_weight_decay
+            groups["norm" if normalizes else "bias" if alone else "weights"].append(parameter)
+    decay = {
+        "weights": weight_decay,
+        "norm": weight_decay if norm_weight_decay else 0.0,
+        "bias": 0.0,
+    }
     return [
         {"name": name, "params": params, "weight_decay": decay[name]}
         for name, params in groups.items()
@@ -47,11 +58,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         UserError: it cannot be imported, or does not take the options.
     """
     factory = locate(config.factory, "optim.factory")
-    groups = parameter_groups(model, config.weight_decay, config.norm_weight_decay)
+    groups = parameter_groups(
+        model, config.weight_decay, config.norm_weight_decay, config.bias_weight_decay
+    )
     options = config.factory_options()
     try:
         optimizer: torch.optim.Optimizer = factory(groups, lr=config.lr, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"optim.options={options} does not fit {config.factory}: {error}."
         ) from error
@@ -83,14 +96,38 @@ def sgd(
     return optimizer
 
 
+def from_timm(
+    groups: Iterable[dict[str, Any]], lr: float, timm_name: str, **options: Any
+) -> torch.optim.Optimizer:
+    """An optimizer of timm's by its name there, on our groups (``timm.optim``).
+
+    Weight decay is that of the groups: timm's own rule goes by dimensions, and an AN mixture has
+    two. Options are those of the optimizer, such as ``betas`` or ``momentum``.
+    """
+    from timm.optim import create_optimizer_v2
+
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        list(groups), opt=timm_name, lr=lr, **options
+    )
+    return optimizer
+
+
 def check_optimizer(config: OptimConfig, device: torch.device) -> None:
     """Refuse what cannot be had before a run exists.
 
     Raises:
-        UserError: the factory cannot be imported; apex is asked for and is not installed, or there
-            is no GPU for it.
+        UserError: the factory cannot be imported; timm has no such optimizer; apex is asked for
+            and is not installed, or there is no GPU for it.
     """
     locate(config.factory, "optim.factory")
+    if isinstance(config, TimmOptimConfig):
+        from timm.optim import list_optimizers
+
+        known = list_optimizers()
+        if config.timm_name not in known:
+            close = difflib.get_close_matches(config.timm_name, known, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else "timm.optim lists all."
+            raise UserError(f"optim.timm_name={config.timm_name} is not of timm: {hint}")
     if isinstance(config, SGDConfig) and config.implementation == "apex":
         if device.type != "cuda":
             raise UserError(

@@ -12,12 +12,36 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from attnorm.distributed import Process
+
 
 @cache
 def versions() -> dict[str, str]:
     """The versions that a result may depend on."""
     packages = ("attnorm", "torch", "torchvision", "timm")
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
+
+
+def hardware(process: Process) -> dict[str, Any]:
+    """What a speed depends on: the device by its maker's name, threads, processes."""
+    if process.device.type == "cuda":
+        name = torch.cuda.get_device_name(process.device)
+    else:
+        name = _processor()
+    return {"device": name, "threads": torch.get_num_threads(), "processes": process.world_size}
+
+
+@cache
+def _processor() -> str:
+    about = Path("/proc/cpuinfo")
+    names = [
+        line.partition(":")[2].strip()
+        for line in (about.read_text().splitlines() if about.exists() else ())
+        if line.startswith("model name")
+    ]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @cache

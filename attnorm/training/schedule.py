@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from attnorm.config import MultistepConfig, ScheduleConfig, locate
+from attnorm.config import MultistepConfig, PolynomialConfig, ScheduleConfig, locate
 
 # (base, config, progress, epoch) -> learning rate, progress being the share of the way from the end
 # of the warmup to the end of training, and epoch the epochs done, fractions included.
@@ -58,3 +58,10 @@ def multistep(base: float, config: ScheduleConfig, progress: float, epoch: float
     assert isinstance(config, MultistepConfig)
     passed = sum(epoch >= milestone for milestone in config.milestones)
     return max(base * config.gamma**passed, config.final_lr)
+
+
+def polynomial(base: float, config: ScheduleConfig, progress: float, epoch: float) -> float:
+    """``base`` to ``final_lr`` by a power of the share that is left, as timm's PolyLRScheduler."""
+    assert isinstance(config, PolynomialConfig)
+    left: float = (1 - progress) ** config.power
+    return config.final_lr + (base - config.final_lr) * left

@@ -120,6 +120,10 @@ class Task(ABC):
         """Plain values that a checkpoint holds beside the weights, for those who evaluate it."""
         return {}
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the data of this run from others, for its ``result.json``."""
+        return {}
+
     def report(self, folder: Path) -> dict[str, Any]:
         """Write what the last evaluation found into ``folder``, on rank 0.
 

@@ -20,7 +20,7 @@ from attnorm.tracking import Tracker
 from attnorm.training import optim, provenance, records
 from attnorm.training.advice import loader_advice
 from attnorm.training.checkpoints import CheckpointManager
-from attnorm.training.ema import WeightAverage
+from attnorm.training.ema import average_of
 from attnorm.training.interrupts import Interrupts, RunInterrupted
 from attnorm.training.meter import Interval, peak_memory_mib
 from attnorm.training.precision import resolve_precision
@@ -63,7 +63,7 @@ class Trainer:
             model,
             optim.build_optimizer(model, config.optim),
             self.precision.scaler(),
-            WeightAverage(model, config.ema.decay) if config.ema.decay is not None else None,
+            average_of(model, config.ema),
             process,
             optim.steps_per_epoch(len(train_loader), config),
         )
@@ -209,6 +209,8 @@ class Trainer:
             **self.task.stored(),
             "global_batch": self.global_batch,
             "versions": provenance.versions(),
+            "hardware": provenance.hardware(self.process),
+            "data": self.task.fingerprint() if self.process.is_main else {},
         }
         scores = [score.rank(self.task) for score in self.state.scores]
         self.checkpoints.save(content, self.state.step, scores)

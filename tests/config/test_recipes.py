@@ -1,13 +1,17 @@
 """Table 1's experiments and the recipes compose to what their files say."""
 
 import re
+from typing import Any
 
 import pytest
+import torch
 
-from attnorm.config import config_directory
+from attnorm.config import choices, config_directory
 from attnorm.errors import UserError
+from attnorm.models.build import build_model
 from attnorm.reporting.table1.paper import ROWS, PaperRow
 from tests.conftest import compose_config
+from tests.models.conftest import NORMALIZERS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.label)
@@ -67,3 +71,100 @@ def test_what_a_person_sets_wins_over_a_recipe() -> None:
 def test_a_timm_architecture_gives_its_name_to_the_run() -> None:
     config = compose_config("arch=timm", "arch.timm_model=regnety_032", "norm=gn")
     assert config.name == "regnety_032_gn_digits"
+
+
+CLASSIFICATION = [name for name in choices("recipe") if not name.startswith("coco")]
+ARCHITECTURES = ("resnet50", "resnet101", "densenet161", "mobilenetv2")
+
+
+@pytest.mark.parametrize("recipe", CLASSIFICATION)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_each_recipe_composes_with_each_network_and_normalizer(recipe: str, arch: str) -> None:
+    if f"{recipe}_{arch}" in CLASSIFICATION:
+        with pytest.raises(UserError, match=f"recipe={recipe}_{arch}"):
+            compose_config(f"recipe={recipe}", f"arch={arch}")
+        recipe = f"{recipe}_{arch}"
+    for norm in NORMALIZERS:
+        config = compose_config(f"recipe={recipe}", f"arch={arch}", f"norm={norm}", "data=imagenet")
+        assert config.recipe_name == recipe
+        with torch.device("meta"):
+            build_model(config.arch, config.norm, 1000)
+
+
+# Of the sources that the files name: what a run must have been told.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "an_advanced": {
+        **{"epochs": 200, "optim.name": "sgd", "optim.lr": 0.1, "optim.reference_batch": 256},
+        **{"optim.weight_decay": 1e-4, "optim.norm_weight_decay": True},
+        **{"schedule.name": "cosine", "schedule.warmup_epochs": 5},
+        **{"train.label_smoothing": 0.1, "augment.mixup": 0.2, "augment.cutmix": 0},
+    },
+    "ffcv16": {
+        **{"epochs": 16, "batch_size": 512, "optim.lr": 1.7, "optim.reference_batch": 4096},
+        **{"optim.norm_weight_decay": False, "optim.weight_decay": 1e-4, "schedule.name": "linear"},
+        **{"data.train_size": 160, "data.final_train_size": 192, "data.image_size": 256},
+        **{"data.flip_tta": True, "train.label_smoothing": 0.1, "schedule.warmup_epochs": 2},
+        "arch.timm_options": {"aa_layer": "blurpool"},
+    },
+    "ffcv88": {"epochs": 88, "optim.lr": 1.7, "data.train_size": 160, "schedule.name": "linear"},
+    "rsb_a1": {
+        **{"epochs": 600, "optim.lr": 5e-3, "optim.weight_decay": 0.01, "augment.mixup": 0.2},
+        **{"augment.repeats": 3, "augment.policy": "rand-m7-n2-mstd0.5-inc1"},
+        "arch.timm_options": {"drop_path_rate": 0.05},
+    },
+    "rsb_a2": {"epochs": 300, "optim.lr": 5e-3, "optim.weight_decay": 0.02, "augment.mixup": 0.1},
+    "rsb_a3": {
+        **{"epochs": 100, "optim.name": "lamb", "optim.lr": 8e-3, "optim.reference_batch": 2048},
+        **{"optim.weight_decay": 0.02, "optim.norm_weight_decay": False},
+        **{"optim.bias_weight_decay": False, "train.loss": "binary_cross_entropy"},
+        **{"data.train_size": 160, "data.image_size": 224, "data.resize_size": 236},
+        **{"data.interpolation": "bicubic", "augment.policy": "rand-m6-n2-mstd0.5-inc1"},
+        **{"augment.mixup": 0.1, "augment.cutmix": 1.0, "augment.repeats": 1},
+        **{"schedule.warmup_epochs": 5, "schedule.final_lr": 1e-6, "train.label_smoothing": 0},
+    },
+    "tv_v1": {
+        **{"epochs": 90, "optim.lr": 0.1, "optim.reference_batch": 256, "batch_size": 32},
+        **{"schedule.milestones": [30, 60], "schedule.gamma": 0.1, "optim.weight_decay": 1e-4},
+    },
+    "tv_v2": {
+        **{"epochs": 600, "optim.lr": 0.5, "optim.reference_batch": 1024, "data.train_size": 176},
+        **{"data.resize_size": 232, "optim.weight_decay": 2e-5, "optim.norm_weight_decay": False},
+        **{"augment.policy": "trivial_augment_wide", "augment.erasing": 0.1, "augment.repeats": 4},
+        **{"augment.mixup": 0.2, "augment.cutmix": 1.0, "train.label_smoothing": 0.1},
+        **{"ema.every": 32, "schedule.warmup_start": 0.01},
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", SETTINGS)
+def test_a_recipe_says_what_its_source_says(recipe: str) -> None:
+    config: Any = compose_config(f"recipe={recipe}", "data=imagenet", "arch=resnet50", "norm=an")
+    for key, expected in SETTINGS[recipe].items():
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        assert value == expected, key
+
+
+def test_the_average_of_torchvisions_recipe_is_what_its_script_computes() -> None:
+    config = compose_config("recipe=tv_v2", "data=imagenet")
+    adjusted = (1 - 0.99998) * 8 * config.batch_size * 32 / config.epochs
+    assert config.ema.decay == pytest.approx(1 - adjusted, abs=1e-6)
+
+
+@pytest.mark.parametrize("epochs", [16, 24, 32, 40, 56, 88])
+def test_ffcvs_images_grow_at_its_epochs(epochs: int) -> None:
+    ramps = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
+    config: Any = compose_config(f"recipe=ffcv{epochs}", "data=imagenet")
+    assert config.epochs == epochs
+    ramp = [share * epochs for share in config.data.train_size_ramp]
+    assert ramp == pytest.approx(ramps[epochs])
+
+
+def test_each_recipe_names_its_source_and_what_differs() -> None:
+    for recipe in CLASSIFICATION:
+        text = (config_directory() / "recipe" / f"{recipe}.yaml").read_text()
+        head = text[: text.index("\nepochs:")] if "\nepochs:" in text else text
+        assert head.count("\n#") >= 1, recipe
+        if recipe in ("an_advanced", "ffcv16", "rsb_a1", "rsb_a2", "rsb_a3", "tv_v2"):
+            assert "Differs" in head, recipe

@@ -73,7 +73,7 @@ def test_our_loaders_say_what_would_make_them_faster(make: Make) -> None:
     assert dali.remedies(cores=1) == [HARDWARE]
     synthetic = SyntheticLoader(
         Plan(8, 4, training=True),
-        image_size=4,
+        image_size=lambda epoch: 4,
         num_classes=2,
         device=CPU,
         dtype=torch.float32,

@@ -11,12 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from attnorm.config import AugmentConfig, LoaderConfig
+from attnorm.data.build import choose
 from attnorm.data.dali import DaliLoader
 from attnorm.data.decode import Transform
 from attnorm.data.folder import scan
 from attnorm.data.loader import Loader
 from attnorm.data.normalize import PixelNormalization
 from attnorm.data.sampling import Plan, RandomCrop
+from attnorm.errors import UserError
 from tests.data.conftest import CPU, Make
 
 REAL = ["torch", "dali"]
@@ -56,7 +59,7 @@ def test_the_graph_that_runs_on_a_gpu_agrees_with_torch(
         images,
         Plan(len(images), 8, training),
         Transform(48, 56, RandomCrop((0.08, 1), (3 / 4, 4 / 3), True, 0) if training else None),
-        PixelNormalization(MEAN, STD, 48, device=CPU, dtype=torch.float32, channels_last=True),
+        PixelNormalization(MEAN, STD, device=CPU, dtype=torch.float32, channels_last=True),
         workers=2,
         prefetch=2,
         skip_broken=False,
@@ -206,3 +209,57 @@ def test_a_closed_loader_yields_nothing(make: Make, name: str) -> None:
     loader.close()
     with pytest.raises(RuntimeError, match="closed"):
         next(loader.epoch(0))
+
+
+EVERYTHING = {
+    "augment": AugmentConfig(policy="rand-m7-n2-mstd0.5-inc1", erasing=0.5, repeats=2),
+    "interpolation": "bicubic",
+    "train_size": 32,
+    "final_train_size": 48,
+    "train_size_ramp": [0.5, 0.75],
+    "epochs": 4,
+}
+
+
+def test_both_loaders_augment_alike_and_repeat_themselves(make: Make) -> None:
+    loaders = [make(name, **EVERYTHING) for name in REAL]
+    plain = make("torch", **(EVERYTHING | {"augment": AugmentConfig(repeats=2)}))
+    for epoch, side in ((0, 32), (3, 48), (1, 32)):
+        (images, labels), (others, other_labels) = (collect(loader, epoch) for loader in loaders)
+        assert images.shape == (48, 3, side, side)
+        assert torch.equal(labels, other_labels)
+        assert pixel_difference(images, others).max() < 0.01
+        middle, _ = collect(loaders[1], epoch, start_batch=4)
+        assert torch.equal(others[32:], middle)
+        changed = pixel_difference(images, collect(plain, epoch)[0]) > 0.5
+        assert changed.float().mean() > 0.6
+    # Two copies of an image have crops of their own.
+    first, second = images[:8].chunk(2)
+    assert (pixel_difference(first, second) > 1).all()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_an_evaluation_image_may_be_resized_bicubically(
+    make: Make, photos: Path, name: str
+) -> None:
+    images, _ = collect(make(name, training=False, interpolation="bicubic"))
+    folder = scan(photos / "val")
+    with Image.open(folder.path(0)) as opened:
+        picture = opened.convert("RGB")
+    width, height = picture.size
+    short = min(width, height)
+    size = (56 * width // short, 56 * height // short)
+    left, top = (size[0] - 48) // 2, (size[1] - 48) // 2
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    picture = picture.crop((left, top, left + 48, top + 48))
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    wanted = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    assert pixel_difference(images[:1], wanted[None]).item() < 1.0
+
+
+def test_on_a_gpu_distortions_are_torchs_business() -> None:
+    gpu = torch.device("cuda", 0)
+    assert choose(LoaderConfig(name="auto"), gpu, distorts=True)[0] == "torch"
+    with pytest.raises(UserError, match=r"loader=torch"):
+        choose(LoaderConfig(name="dali"), gpu, distorts=True)
+    assert choose(LoaderConfig(name="auto"), gpu)[0] == "dali"

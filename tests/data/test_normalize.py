@@ -14,7 +14,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def _normalization(
     dtype: torch.dtype = torch.float32, channels_last: bool = True
 ) -> PixelNormalization:
-    return PixelNormalization(MEAN, STD, 6, device=CPU, dtype=dtype, channels_last=channels_last)
+    return PixelNormalization(MEAN, STD, device=CPU, dtype=dtype, channels_last=channels_last)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

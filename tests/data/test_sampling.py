@@ -9,6 +9,7 @@ import pytest
 from torch import empty
 from torchvision.transforms import RandomResizedCrop
 
+from attnorm.data.decode import TrainSize
 from attnorm.data.sampling import Plan, RandomCrop, centre, epoch_order, resized_shape, uniform
 
 CROP = RandomCrop(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True, seed=0)
@@ -104,3 +105,47 @@ def test_the_evaluation_size_keeps_the_short_side_exact() -> None:
     assert resized_shape(64, 64, 256) == (256, 256)
     assert centre((256, 341), 224) == (16, 58)
     assert math.isclose(256 / 375, 341 / 500, rel_tol=1e-2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_repeated_images_are_different_draws_and_the_same_batches_on_any_number(
+    world_size: int,
+) -> None:
+    batch = 12 // world_size
+    plans = [
+        Plan(100, batch, True, seed=5, rank=r, world_size=world_size, repeats=3)
+        for r in range(world_size)
+    ]
+    assert {len(plan) for plan in plans} == {8}
+    shares = [plan.batches(7, 0) for plan in plans]
+    whole = Plan(100, 12, True, seed=5, repeats=3).batches(7, 0)
+    seen: set[int] = set()
+    for step, numbers in enumerate(whole):
+        assert (np.concatenate([share[step] for share in shares]) == numbers).all()
+        images, copies = np.unique(numbers % 100, return_counts=True)
+        assert (copies == 3).all()
+        assert len(set(numbers)) == 12
+        assert set(numbers // 100) == {0, 1, 2}
+        pairs = (numbers % 100).reshape(-1, 2)
+        assert (pairs[:, 0] != pairs[:, 1]).all(), "an image is not mixed with itself"
+        seen |= set(images)
+    assert len(seen) == 32, "no image in two batches"
+    if world_size == 3:  # the copies of an image see three processes
+        assert all(len(set(share[0] % 100)) == 4 for share in shares)
+
+
+def test_numbers_further_in_a_stream_are_those_that_follow() -> None:
+    images = np.array([3, 1, 900])
+    whole = uniform(1, 2, images, 20)
+    assert (uniform(1, 2, images, 12, first=8) == whole[:, 8:]).all()
+
+
+def test_training_images_grow_as_ffcv_lets_them() -> None:
+    size = TrainSize(160, 192, 11, 13)
+    assert [size.at(epoch) for epoch in range(16)] == [160] * 12 + [192] * 4
+    wide = TrainSize(96, 224, 2, 8)
+    sides = [wide.at(epoch) for epoch in range(10)]
+    interpolated = [int(np.round(np.interp(e, [2, 8], [96, 224]) / 32)) * 32 for e in range(3, 8)]
+    assert sides == [96, 96, 96, *interpolated, 224, 224]
+    assert [TrainSize(24, 28, 1, 2).at(epoch) for epoch in range(4)] == [24, 24, 28, 28]
+    assert [TrainSize(176, 176).at(epoch) for epoch in (0, 99)] == [176, 176]

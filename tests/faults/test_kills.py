@@ -23,6 +23,13 @@ Start = Callable[..., Launch]
 Report = Callable[..., None]
 # No averaged weights, and two micro-batches a step.
 PLAIN = ["ema.decay=null", "grad_accumulation=2", "batch_size=3"]
+# All that is drawn at random: for images, for batches, for the size of an epoch, in the network.
+EVERYTHING = [
+    *("epochs=10", "augment.policy=rand-m7-n2-mstd0.5-inc1", "augment.erasing=0.3"),
+    *("augment.repeats=2", "augment.mixup=0.2", "augment.cutmix=1.0", "ema.every=3"),
+    *("train.loss=binary_cross_entropy", "data.train_size=24", "data.final_train_size=32"),
+    *("data.train_size_ramp=[0.4,0.6]", "+arch.timm_options.drop_path_rate=0.2", "optim=lamb"),
+]
 REPEATED = "nothing; steps since the checkpoint are repeated"
 
 
@@ -40,6 +47,8 @@ def whole(launch: Start, tmp_path: Path) -> Path:
         pytest.param(3, "torch", []),
         pytest.param(20, "torch", ["epochs=24"], marks=pytest.mark.slow),
         pytest.param(5, "dali", [*PLAIN, "epochs=10"], marks=pytest.mark.slow),
+        pytest.param(3, "torch", EVERYTHING, marks=pytest.mark.slow),
+        pytest.param(3, "dali", EVERYTHING, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.timeout(1200)

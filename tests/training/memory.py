@@ -102,7 +102,7 @@ def make_trainer(
     val = MemoryLoader(*stripes(25, CLASSES, seed=1), 10, shuffle=False)
     names = [f"class {index}" for index in range(CLASSES)]
     model = model or small_network(CLASSES)
-    task = Classification(names, config.train.label_smoothing)
+    task = Classification(names, config.train, config.augment, seed=config.seed)
     return Trainer(config, task, model, train, val, Process(0, 0, 1, CPU), folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -48,3 +49,26 @@ def test_a_stored_average_goes_on_where_it_was() -> None:
         model[0].weight.zero_()
     average.update()
     assert average.model[0].weight.abs().sum() == pytest.approx(mixed.abs().sum().item() / 2)
+
+
+def test_every_few_steps_with_a_decay_that_warms_up_as_timms_does() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, 0.75, every=3, warmup=True)
+    theirs = ModelEmaV3(model, decay=0.75, use_warmup=True)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+        values = [average.model.weight.item() for _ in range(1)]
+        expected = 0.0
+        for step in range(13):
+            model.weight.fill_(float(step))
+            average.update()
+            if step == 0:
+                expected = 0.0
+            elif step % 3 == 0:
+                decay = average.decay_of(step // 3)
+                # timm counts from 1, and copies until its step 1.
+                assert decay == pytest.approx(theirs.get_decay(step // 3 + 1))
+                expected = decay * expected + (1 - decay) * step
+            values.append(average.model.weight.item())
+            assert values[-1] == pytest.approx(expected, abs=1e-6), step
+    assert average.decay_of(10**6) == 0.75

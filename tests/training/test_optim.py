@@ -5,14 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from timm.scheduler import PolyLRScheduler
 from torch import nn
 
 from attnorm import AttentiveNorm2d, create_model
-from attnorm.config import MultistepConfig, OptimConfig, ScheduleConfig, SGDConfig
+from attnorm.config import (
+    MultistepConfig,
+    OptimConfig,
+    PolynomialConfig,
+    ScheduleConfig,
+    SGDConfig,
+)
+from attnorm.errors import UserError
 from attnorm.training import optim
 from attnorm.training.schedule import learning_rate
+from tests.conftest import compose_config
 
 
 def test_the_cosine_falls_from_the_base_rate_to_zero_by_iteration() -> None:
@@ -132,3 +142,62 @@ def test_momentum_begins_at_zero_though_the_first_steps_overflow() -> None:
     optimizer.step()
     for parameter, start, gradient in zip(layer.parameters(), before, gradients, strict=True):
         torch.testing.assert_close(parameter, start - 0.1 * gradient)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_the_polynomial_schedule_is_timms(power: float) -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    theirs = PolyLRScheduler(torch.optim.SGD([parameter], lr=0.7), 90, power, lr_min=0.01)
+    schedule = PolynomialConfig(power=power, final_lr=0.01, warmup_epochs=1, warmup_start=0.1)
+    for step in range(90):  # warmup of 10 steps, then 90
+        rate = learning_rate(schedule, 0.7, 10 + step, 100, 10)
+        assert rate == pytest.approx(theirs._get_lr(step)[0])
+
+
+def test_the_rate_of_ffcv_goes_straight_up_and_down() -> None:
+    config = compose_config("recipe=ffcv16")
+    steps = 50
+    for step in range(0, 16 * steps, 7):
+        rate = learning_rate(config.schedule, 1.7, step, 16 * steps, steps)
+        expected = np.interp(step / steps, [0, 2, 16], [1.7e-4, 1.7, 0])
+        assert rate == pytest.approx(expected, rel=1e-6)
+
+
+def test_biases_may_be_left_to_grow() -> None:
+    model = _Small()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = optim.parameter_groups(model, 0.02, norm_weight_decay=False, bias_weight_decay=False)
+    filed = {g["name"]: sorted(names[id(p)] for p in g["params"]) for g in groups}  # type: ignore[attr-defined]
+    assert filed["bias"] == ["attentive.attention.bias", "conv.bias", "fc.bias"]
+    assert filed["weights"] == ["attentive.attention.weight", "conv.weight", "fc.weight"]
+    assert "attentive.bias" in filed["norm"]
+    decay = {g["name"]: g["weight_decay"] for g in groups}
+    assert decay == {"weights": 0.02, "norm": 0.0, "bias": 0.0}
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw", "muon"])
+def test_an_optimizer_of_timm_updates_our_groups_and_is_stored(name: str) -> None:
+    config = compose_config(f"optim={name}")
+    torch.manual_seed(0)
+    model = create_model("timm", "an", 3, timm_model="resnet10t", attentive_sites=r".*\.bn2")
+    optimizer = optim.build_optimizer(model, config.optim)
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays["norm"] == decays["bias"] == 0
+    assert decays["weights"] == config.optim.weight_decay > 0
+    images = torch.randn(4, 3, 32, 32)
+    for _ in range(2):
+        model(images).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    again = optim.build_optimizer(model, config.optim)
+    again.load_state_dict(optimizer.state_dict())
+    before = [p.detach().clone() for p in model.parameters()]
+    model(images).square().mean().backward()
+    again.step()
+    assert sum(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) > 20
+
+
+def test_an_optimizer_that_timm_does_not_have_is_refused_with_what_is_close() -> None:
+    config = compose_config("optim=timm", "optim.timm_name=adamq")
+    with pytest.raises(UserError, match=r"optim\.timm_name=adamq .*adam"):
+        optim.check_optimizer(config.optim, torch.device("cpu"))

@@ -1,37 +1,26 @@
-"""Every row of Table 1 trained, one run after another: what is planned, what ran, what stops it."""
+"""Every row of Table 1 trained, one run after another: what is planned."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import shlex
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
 
 import yaml
-from rich.console import Console
 
 from attnorm.config import config_directory
 from attnorm.errors import UserError
-from attnorm.files import write_json
+from attnorm.reporting.queue import CONSOLE, PlannedRun, launcher, run_all
 from attnorm.reporting.table1 import per_class
 from attnorm.reporting.table1.paper import ROWS
 from attnorm.reporting.table1.report import summary, write_report
 from attnorm.reporting.table1.table import build_table
 from attnorm.training.interrupts import EXIT_INTERRUPTED
 
-CONSOLE = Console(highlight=False, soft_wrap=True)
 ALL_ROWS = tuple(f"{row.arch}_{row.norm}" for row in ROWS)
 DEFAULT_RUNS = {"digits": Path("runs/table1-small"), "imagenet": Path("runs/table1")}
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -67,15 +56,6 @@ class TableRuns:
         for override in self.overrides:
             if "=" not in override:
                 raise UserError(f"{override!r} is not key=value.")
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One row with one seed."""
-
-    name: str
-    folder: Path
-    command: tuple[str, ...]
 
 
 def train_table(wanted: TableRuns) -> int:
@@ -122,10 +102,7 @@ def _plan_run(row: str, seed: int, wanted: TableRuns) -> PlannedRun:
     processes = wanted.processes or papers
     settings += _same_global_batch(experiment, papers, processes)
     settings += [f"seed={seed}", f"name={name}", f"hydra.run.dir={folder}"]
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = (*launcher, "-m", "attnorm", "train", *settings, *wanted.overrides)
+    command = (*launcher(processes), *settings, *wanted.overrides)
     return PlannedRun(name, folder, command)
 
 
@@ -144,116 +121,3 @@ def _same_global_batch(experiment: str, papers: int, processes: int) -> list[str
         f"--nproc-per-node {processes}: {batch_size * papers} images a step cannot be shared by"
         f" {processes} processes; use a power of 2."
     )
-
-
-class Queue:
-    """The record of what ran, in ``queue.json``, and the signals that stop it."""
-
-    def __init__(self, runs: Path) -> None:
-        self.path = runs / "queue.json"
-        self.logs = runs / "queue"
-        self.logs.mkdir(parents=True, exist_ok=True)
-        self.record: dict[str, Any] = {}
-        if self.path.exists():
-            self.record = json.loads(self.path.read_text())
-        self.stopped = False
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def is_done(self, run: PlannedRun) -> bool:
-        """Whether the run finished under this very command."""
-        result = run.folder / "result.json"
-        same = self.record.get(run.name, {}).get("command") == list(run.command)
-        if not same or not result.exists():
-            return False
-        finished: bool = json.loads(result.read_text())["status"] == "finished"
-        if finished:  # perhaps after its queue was killed
-            self._note(run, "finished")
-        return finished
-
-    def start(self, run: PlannedRun, lock: IO[str]) -> str:
-        """Run it to its end; returns finished, failed or interrupted."""
-        self._note(run, "running")
-        started = time.monotonic()
-        errors = self.logs / f"{run.name}.stderr"
-        with errors.open("wb") as stderr:
-            # A session of its own: of a Ctrl-C it gets what is forwarded, once. The lock stays
-            # held while it lives, even if this process is killed.
-            self._child = subprocess.Popen(
-                run.command, stderr=stderr, start_new_session=True, pass_fds=[lock.fileno()]
-            )
-            code = self._child.wait()
-        self._child = None
-        lines = errors.read_text(errors="replace").strip().splitlines()
-        self.stopped = self.stopped or code == EXIT_INTERRUPTED
-        status = "finished" if code == 0 else "interrupted" if self.stopped else "failed"
-        message = _last_words(lines) if status == "failed" else None
-        seconds = round(time.monotonic() - started, 1)
-        self._note(run, status, exit_status=code, message=message, seconds=seconds)
-        return status
-
-    @contextmanager
-    def stoppable(self) -> Iterator[None]:
-        """While it lasts, signals that end this process end the run that goes on instead."""
-        before = {number: signal.signal(number, self._forward) for number in FORWARDED}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        """Stop the run that goes on, which saves its checkpoint, and start no other."""
-        self.stopped = True
-        if self._child is not None:
-            self._child.send_signal(number)
-
-    def _note(self, run: PlannedRun, status: str, **values: Any) -> None:
-        self.record[run.name] = {"status": status, "command": list(run.command), **values}
-        write_json(self.path, self.record)
-
-
-def _last_words(lines: list[str]) -> str:
-    """The error of a run: its message to the user, or the last line of a traceback."""
-    messages = [line for line in lines if line.startswith("error: ")]
-    return (messages or lines or ["no message"])[-1]
-
-
-@contextmanager
-def only_queue(runs: Path) -> Iterator[IO[str]]:
-    """One queue per folder; a second one waits, also for a run whose queue was killed."""
-    runs.mkdir(parents=True, exist_ok=True)
-    with (runs / ".queue.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            CONSOLE.print(f"Waiting for the queue that is at work in {runs} already.", markup=False)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock
-
-
-def run_all(planned: Sequence[PlannedRun], runs: Path) -> int:
-    """The exit status: 0 all finished, 1 some failed, 75 interrupted."""
-    failed = []
-    with only_queue(runs) as lock:
-        queue = Queue(runs)
-        with queue.stoppable():
-            for position, run in enumerate(planned, start=1):
-                label = f"[{position}/{len(planned)}] {run.name}"
-                if queue.is_done(run):
-                    CONSOLE.print(f"{label}: finished before", markup=False)
-                    continue
-                CONSOLE.print(f"\n{label}\n$ {shlex.join(run.command)}", markup=False, style="bold")
-                status = queue.start(run, lock)
-                if status == "failed":
-                    failed.append(run.name)
-                    message = queue.record[run.name]["message"]
-                    CONSOLE.print(f"{label} failed: {message}", markup=False, style="red")
-                if queue.stopped:
-                    CONSOLE.print("Stopped; the same command continues.")
-                    return EXIT_INTERRUPTED
-    for name in failed:
-        CONSOLE.print(
-            f"{name} failed: {queue.record[name]['message']} (see {queue.logs / name}.stderr)",
-            markup=False,
-        )
-    return int(bool(failed))

@@ -19,7 +19,7 @@ from attnorm.reporting.table1.paper import ROWS, PaperRow
 
 # Sections of a run's config that make its recipe: runs that differ in them are not averaged.
 _RECIPE = (
-    *("task", "data", "optim", "schedule", "train"),
+    *("task", "data", "augment", "optim", "schedule", "train", "ema"),
     *("batch_size", "grad_accumulation", "epochs"),
 )
 # SN's row has its own batch size (8 × 32), and is compared with BN all the same.

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from attnorm.reporting.table1.queue import PlannedRun, run_all
+from attnorm.reporting.queue import PlannedRun, run_all
 from attnorm.reporting.table1.table import build_table
 from tests.conftest import ROOT
 from tests.script import run_script
@@ -44,8 +44,8 @@ def _result(runs: Path, row: str) -> dict[str, Any]:
 
 
 def _statuses(runs: Path) -> dict[str, str]:
-    record = json.loads((runs / "queue.json").read_text())
-    return {name: entry["status"] for name, entry in record.items()}
+    records = {path.stem: json.loads(path.read_text()) for path in runs.glob("queue/*.json")}
+    return {name: record["status"] for name, record in records.items()}
 
 
 def test_a_queue_stopped_in_the_middle_goes_on_and_done_runs_are_kept(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_failed_run_is_told_and_the_rest_go_on(
 KILLED = """
 import sys
 from pathlib import Path
-from attnorm.reporting.table1.queue import PlannedRun, run_all
+from attnorm.reporting.queue import PlannedRun, run_all
 runs = Path(sys.argv[1])
 run_all([PlannedRun("a", runs / "a", ("sleep", "60"))], runs)
 """

@@ -50,14 +50,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder, "mobilenetv2", "bn", [30.0, 10.0, 11.0])
     write_run(folder, "mobilenetv2", "an", [70.0])
     write_run(folder, "densenet161", "bn", [])
-    write_json(
-        folder / "queue.json",
-        {
-            "resnet50_an_seed0": {"status": "finished", "message": None},
-            "densenet161_bn_seed0": {"status": "failed", "message": "error: <disk> is full"},
-            "resnet101_an_seed0": {"status": "failed", "message": "no folder was made"},
-        },
-    )
+    (folder / "queue").mkdir()
+    for name, status, message in (
+        ("resnet50_an_seed0", "finished", None),
+        ("densenet161_bn_seed0", "failed", "error: <disk> is full"),
+        ("resnet101_an_seed0", "failed", "no folder was made"),
+    ):
+        write_json(folder / "queue" / f"{name}.json", {"status": status, "message": message})
     return folder
 
 

@@ -83,3 +83,16 @@ def test_a_loader_that_loses_images_is_a_bug_that_shows() -> None:
     images, labels = stripes(10, 5)
     with pytest.raises(RuntimeError, match="evaluated 8 images of a data set of 10"):
         _evaluate(small_network(5), _Short(images, labels, 4, shuffle=False))
+
+
+def test_mirror_images_are_averaged_in_if_wanted() -> None:
+    torch.manual_seed(0)
+    model = small_network(5).eval()
+    images, labels = torch.randn(9, 3, 8, 8), torch.arange(9) % 5
+    loader = MemoryLoader(images, labels, 4, shuffle=False)
+    flipped = Classification([*"abcde"], flip_tta=True).evaluate(model, loader, FP32, CPU)
+    with torch.inference_mode():
+        logits = (model(images) + model(images.flip(3))) / 2
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    assert flipped["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert flipped["loss"] != pytest.approx(_evaluate(model, loader)["loss"], rel=1e-4)

@@ -1,19 +1,22 @@
-"""Image classification: cross-entropy, and single-crop errors that are exact on any machine."""
+"""The task: losses, and single-crop errors that are exact on any machine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from attnorm import distributed
-from attnorm.config import Config, LabelledImagesConfig
+from attnorm.classification.mixing import draw_mix, mix_images, mix_targets
+from attnorm.config import AugmentConfig, Config, LabelledImagesConfig, TrainConfig
 from attnorm.config.checks import require_choice
 from attnorm.data import build as data
+from attnorm.data.fingerprint import in_background
 from attnorm.data.imagenet_labels import SUBSETS, reassessed_labels, subset_columns
 from attnorm.data.loader import Loader
 from attnorm.distributed import Placement
@@ -35,9 +38,29 @@ class Classification(ConfigurableTask):
     }
     headline: ClassVar = "top1_error"
 
-    def __init__(self, class_names: Sequence[str], label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        train: TrainConfig | None = None,
+        augment: AugmentConfig | None = None,
+        *,
+        seed: int = 0,
+        flip_tta: bool = False,
+    ) -> None:
+        """
+        Args:
+            train, augment, seed: for the loss; what they mix is drawn from seed and step.
+            flip_tta: evaluate the mean of the logits of an image and its mirror image.
+        """
         self.class_names = list(class_names)
-        self._criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self._train, self._augment = train or TrainConfig(), augment or AugmentConfig()
+        self._seed, self._flip_tta = seed, flip_tta
+        self._criterion = nn.CrossEntropyLoss(label_smoothing=self._train.label_smoothing)
+        self._soft_criterion: nn.Module = SoftTargetCrossEntropy()
+        if self._train.loss == "binary_cross_entropy":
+            threshold = self._train.target_threshold
+            self._soft_criterion = BinaryCrossEntropy(smoothing=0, target_threshold=threshold)
+        self._fingerprint: Callable[[], dict[str, Any]] = dict
         # Of other test sets: the only classes that count, and the images' several labels.
         self._columns: Tensor | None = None
         self._several: Tensor | None = None
@@ -72,7 +95,7 @@ class Classification(ConfigurableTask):
                 f"detector={config.detector.name} needs task=detection and data of boxes, such as"
                 " data=coco."
             )
-        data.check(labelled_images(config), config.loader, placement)
+        data.check(labelled_images(config), config.loader, placement, augment=config.augment)
         classes = data.num_classes(labelled_images(config), config.loader)
         with torch.device("meta"):  # costs no memory, and names that do not fit show
             build_model(config.arch, config.norm, classes, load_pretrained=False)
@@ -85,8 +108,11 @@ class Classification(ConfigurableTask):
     @classmethod
     def from_data(cls, config: Config) -> Self:
         """For training: the classes are those of the data."""
-        names = data.class_names(labelled_images(config), config.loader)
-        return cls(names, config.train.label_smoothing)
+        images = labelled_images(config)
+        task = cls._of(config, data.class_names(images, config.loader))
+        if distributed.rank() == 0:
+            task._fingerprint = in_background(lambda: data.fingerprint_of(images, config.loader))
+        return task
 
     @classmethod
     def from_checkpoint(cls, config: Config, state: Mapping[str, Any], path: Path) -> Self:
@@ -97,7 +123,12 @@ class Classification(ConfigurableTask):
         """
         if "class_names" not in state:
             raise UserError(f"checkpoint={path} names no classes: its task was another one.")
-        return cls(state["class_names"], config.train.label_smoothing)
+        return cls._of(config, state["class_names"])
+
+    @classmethod
+    def _of(cls, config: Config, names: Sequence[str]) -> Self:
+        flip_tta = labelled_images(config).flip_tta
+        return cls(names, config.train, config.augment, seed=config.seed, flip_tta=flip_tta)
 
     def build_model(self, config: Config, load_pretrained: bool = True) -> nn.Module:
         """(N, 3, H, W) to logits (N, classes)."""
@@ -107,7 +138,14 @@ class Classification(ConfigurableTask):
 
     def train_loader(self, config: Config, placement: Placement) -> Loader:
         images = labelled_images(config)
-        return data.build_train_loader(images, config.loader, placement, seed=config.seed)
+        return data.build_train_loader(
+            images,
+            config.loader,
+            placement,
+            seed=config.seed,
+            augment=config.augment,
+            epochs=config.epochs,
+        )
 
     def eval_loader(self, config: Config, placement: Placement) -> Loader:
         """The whole validation set, labelled by the task's own classes.
@@ -127,9 +165,18 @@ class Classification(ConfigurableTask):
     # ------------------------------------------------------------------ training and evaluation
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], step: int) -> StepOutput:
+        """Of mixed images, the label with the greater share counts as the right one."""
         images, labels = batch
+        mix = draw_mix(self._augment, self._seed, step, *images.shape[-2:])
+        if mix is not None:
+            images = mix_images(images, mix)
         logits = model(images)
-        loss = self._criterion(logits, labels)
+        if mix is None and self._train.loss == "cross_entropy":
+            loss = self._criterion(logits, labels)
+        else:
+            smoothing = self._train.label_smoothing
+            targets, labels = mix_targets(labels, logits.shape[1], smoothing, mix)
+            loss = self._soft_criterion(logits.float(), targets)
         correct = (logits.detach().argmax(1) == labels).sum()
         return StepOutput(loss, {"correct": correct}, labels.numel())
 
@@ -152,6 +199,8 @@ class Classification(ConfigurableTask):
         for images, labels in loader.epoch(0):
             with precision.autocast():
                 logits = model(images)
+                if self._flip_tta:
+                    logits = (logits + model(images.flip(3))) / 2
             totals += self._grades(logits.float(), labels).to(totals.dtype)
             num_classes = logits.shape[1]
             images_seen += len(labels)
@@ -187,6 +236,10 @@ class Classification(ConfigurableTask):
         log_probabilities = logits.log_softmax(1).gather(1, right.clamp(min=0))
         losses = -log_probabilities.where(counts, 0).sum(1) / counts.sum(1).clamp(min=1)
         return torch.stack((losses.sum(), hits[:, 0].sum(), hits.any(1).sum(), counts.any(1).sum()))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Counts and hashes of names and sizes, of the training and the evaluation images."""
+        return self._fingerprint()
 
     def stored(self) -> dict[str, Any]:
         return {"class_names": self.class_names}

@@ -1,0 +1,1 @@
+"""Any grid of runs: trained, and compared with batch norm under the same recipe."""

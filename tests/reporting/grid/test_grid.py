@@ -1,0 +1,117 @@
+"""A grid of real runs: planned, shared by two queues, reported with differences by seed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnorm.errors import UserError
+from attnorm.reporting.grid.plan import Grid
+from attnorm.reporting.grid.report import summary, write_report
+from attnorm.reporting.grid.table import build_table
+from tests.conftest import ROOT
+from tests.reporting.runs import write_run
+from tests.script import run_script
+
+TINY = [
+    *("arch=mobilenetv2", "epochs=1", "batch_size=16", "loader=synthetic", "loader.images=32"),
+    *("tracking.tensorboard=false", "optim.lr=0.01", "tracking.log_every=1"),
+]
+
+
+def test_values_with_commas_are_axes_and_the_first_table_is_whole_early(tmp_path: Path) -> None:
+    grid = Grid.read(
+        ["norm=bn,an", "seed=0,1", "optim.lr=0.1,0.2", "data.crop_scale=[0.35,1]", "epochs=2"],
+        tmp_path,
+    )
+    names = [run.name for run in grid.plan()]
+    assert names == [
+        *("bn_lr0.1_seed0", "an_lr0.1_seed0", "bn_lr0.2_seed0", "an_lr0.2_seed0"),
+        *("bn_lr0.1_seed1", "an_lr0.1_seed1", "bn_lr0.2_seed1", "an_lr0.2_seed1"),
+    ]
+    (command, *_) = (run.command for run in grid.plan())
+    assert {"norm=bn", "seed=0", "data.crop_scale=[0.35,1]", "epochs=2"} <= set(command)
+    assert f"hydra.run.dir={tmp_path / 'bn_lr0.1_seed0'}" in command
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["norm=bn,nonesuch"], "norm=nonesuch is not known"),
+        (["norm"], "'norm' is not key=value"),
+        (["norm=bn", "norm=an"], "norm= is there twice"),
+        (["name=x"], "name= is the grid's own"),
+        (["seed=0,x"], "seed"),
+    ],
+)
+def test_a_grid_that_cannot_be_trained_is_refused_at_once(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Grid.read(overrides, tmp_path)
+
+
+def test_two_queues_share_a_grid_and_its_report_compares_seed_by_seed(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "run_table.py"), "--runs", str(tmp_path)]
+    command += ["norm=bn,an", "seed=0,1", *TINY]
+    queues = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [queue.communicate(timeout=300)[0] for queue in queues]
+    assert [queue.returncode for queue in queues] == [0, 0], outputs
+    trained = [re.findall(r"^\[\d/4\] (\w+)$", output, re.MULTILINE) for output in outputs]
+    assert sorted(trained[0] + trained[1]) == [
+        f"{norm}_mobilenetv2_seed{seed}" for norm in ("an", "bn") for seed in (0, 1)
+    ]
+    assert trained[0]
+    assert trained[1]
+    assert "| an | 2 |" in outputs[0]
+    records = json.loads((tmp_path / "report" / "grid.json").read_text())
+    errors = {record["norm"]: record["top1_errors"] for record in records}
+    an, bn = errors["an"], errors["bn"]
+    expected = sum(a - b for a, b in zip(an, bn, strict=True)) / 2
+    (to_bn,) = (record["to_bn"] for record in records if record["norm"] == "an")
+    assert to_bn == pytest.approx(expected)
+    assert not list((tmp_path / "queue").glob("*.claim"))
+
+    again = run_script("run_table", "--runs", str(tmp_path), "norm=bn,an", "seed=0,1", *TINY)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before") == 4
+
+
+def test_seeds_are_paired_and_runs_of_other_data_or_machines_are_not_mixed(
+    tmp_path: Path,
+) -> None:
+    for seed, (bn, an) in enumerate(((10.0, 9.0), (14.0, 12.5), (12.0, 11.5))):
+        for norm, error in (("bn", bn), ("an", an)):
+            write_run(tmp_path, "resnet50", norm, [50.0, error], seed=seed, epochs=2)
+    table = build_table(tmp_path)
+    (an,) = (cell for cell in table.cells if cell.norm == "an")
+    assert an.to_bn is not None
+    assert an.to_bn.value == pytest.approx(-1.0)
+    # Differences −1, −1.5, −0.5: s = 0.5, t(0.975, 2) = 4.303.
+    assert an.to_bn.margin == pytest.approx(4.303 * 0.5 / 3**0.5, rel=1e-3)
+    assert an.margin is not None
+    path = tmp_path / "resnet50_an_seed2" / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "data": {"train": {"sha256": "another"}}}))
+    table = build_table(tmp_path)
+    assert sorted(len(cell.seeds) for cell in table.cells if cell.norm == "an") == [1, 2]
+    path = tmp_path / "resnet50_bn_seed0" / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "hardware": {"device": "another", "threads": 2}}))
+    (bn,) = (cell for cell in build_table(tmp_path).cells if cell.norm == "bn")
+    assert len(bn.seeds) == 3
+    assert bn.images_per_second is None
+    write_report(table, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "0: 9.00, 1: 12.50" in page
+    assert summary(table).count("\n") == 1 + len(table.cells)
+
+
+def test_an_empty_folder_is_said_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no runs"):
+        build_table(tmp_path)
