@@ -2,6 +2,7 @@
 # make test   the test suite            make lint   ruff, the floors, mypy
 # make detection-demo  a detector for digits in scenes, from the classifier of make demo
 # make tables-detection-small  all rows of Tables 2 to 4: built, two steps, evaluated, reported
+# make slow   the tests that make test leaves out
 # make faults kill, starve and poison real runs, and print what was lost
 # make gpu    what only a GPU can show, as one table (DEVICE=cpu walks its code without one)
 # make grid-small  five normalizers × three recipes on digits, and the report (SEEDS=0,1,2)
@@ -14,7 +15,7 @@ CUDA ?= 13
 BIN := .venv/bin
 READY := .venv/.ready-cuda$(CUDA)
 
-.PHONY: demo grid-small table1-small detection-demo tables-detection-small test faults gpu docs release lint format install clean
+.PHONY: demo grid-small table1-small detection-demo tables-detection-small test slow faults gpu docs release lint format install clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -40,6 +41,10 @@ tables-detection-small: $(READY)
 # Two processes of one thread each: most tests start programs and wait for them.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# What is too long for make test, faults included.
+slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m "slow or not slow"

@@ -75,8 +75,7 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
         elif argument in ("-m", "--multirun"):
             raise UserError(
                 "--multirun is not supported: its runs could neither use torchrun nor be continued."
-                "\nUse a loop, for n in bn an; do python train.py norm=$n; done, or"
-                " scripts/run_table1.py, which queues, continues and reports."
+                "\nUse scripts/run_table.py norm=bn,an, which queues, continues and reports."
             )
         elif argument.startswith("-"):
             raise UserError(f"{argument} is not an option: use --help, --cfg job or key=value.")

@@ -54,7 +54,7 @@ def refused(
         (["norm=bn", "norm.num_components=5"], ["norm.num_components", "another norm="]),
         (["arch.attentive_sites=layer(\\d)"], ["quotes of its own", "'arch.attentive_sites=\""]),
         (["hydra.sweep.dir=x"], ["hydra.sweep.dir", "hydra.run.dir"]),
-        (["--multirun", "norm=bn,an"], ["--multirun", "run_table1"]),
+        (["--multirun", "norm=bn,an"], ["--multirun", "run_table.py"]),
         (["--cfg", "hydra"], ["--cfg hydra", "--cfg job"]),
         (["recipe=released"], ["recipe=released_mobilenetv2"]),
         (["+arch.timm_options.checkpoint_path=x"], ["checkpoint_path", "arch.pretrained"]),
@@ -167,7 +167,7 @@ def test_a_mistake_under_torchrun_is_told_once(start: Start, tmp_path: Path) -> 
 def test_help_shows_groups_defaults_and_three_examples(start: Start) -> None:
     done = start("train.py", "--help")
     assert done.returncode == 0, done.stderr
-    for text in ("arch: ", "norm: an, bn, gn, se, sn", "epochs: 120", "torchrun", "weight_decay"):
+    for text in ("arch: ", "norm: an, bn, cbam, dyt", "epochs: 120", "torchrun", "weight_decay"):
         assert text in done.stdout
     examples = done.stdout.split("Examples")[1].split("Groups")[0]
     assert examples.count("#") == 3

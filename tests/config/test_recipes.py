@@ -11,7 +11,6 @@ from attnorm.errors import UserError
 from attnorm.models.build import build_model
 from attnorm.reporting.table1.paper import ROWS, PaperRow
 from tests.conftest import compose_config
-from tests.models.conftest import NORMALIZERS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.label)
@@ -84,11 +83,11 @@ def test_each_recipe_composes_with_each_network_and_normalizer(recipe: str, arch
         with pytest.raises(UserError, match=f"recipe={recipe}_{arch}"):
             compose_config(f"recipe={recipe}", f"arch={arch}")
         recipe = f"{recipe}_{arch}"
-    for norm in NORMALIZERS:
-        config = compose_config(f"recipe={recipe}", f"arch={arch}", f"norm={norm}", "data=imagenet")
-        assert config.recipe_name == recipe
-        with torch.device("meta"):
-            build_model(config.arch, config.norm, 1000)
+    # A recipe touches the network by timm's options alone, which no normalizer hears of.
+    config = compose_config(f"recipe={recipe}", f"arch={arch}", "norm=an", "data=imagenet")
+    assert config.recipe_name == recipe
+    with torch.device("meta"):
+        build_model(config.arch, config.norm, 1000)
 
 
 # Of the sources that the files name: what a run must have been told.

@@ -23,6 +23,7 @@ def _two_nodes(launch: Start, *arguments: str) -> list[Launch]:
     return [launch(*arguments, "batch_size=3", processes=2, meet=address) for _ in range(2)]
 
 
+@pytest.mark.slow
 def test_two_nodes_of_two_processes_train_as_one_node_of_four(
     launch: Start, tmp_path: Path
 ) -> None:

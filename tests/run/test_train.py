@@ -296,7 +296,11 @@ def test_two_processes_train_and_evaluate_every_image_once(start: Start, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "normalizer", [["norm=gn"], ["norm=an", "train.sync_bn=true"]], ids=["gn", "an with sync_bn"]
+    "normalizer",
+    [
+        pytest.param(["norm=gn"], id="gn", marks=pytest.mark.slow),
+        pytest.param(["norm=an", "train.sync_bn=true"], id="an with sync_bn"),
+    ],
 )
 def test_two_processes_follow_the_loss_curve_of_one(
     normalizer: list[str], photos: Path, start: Start, tmp_path: Path

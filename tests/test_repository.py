@@ -1,0 +1,75 @@
+"""What stands beside the code: generated pages, the README's length, files for other programs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from attnorm.config import choices
+from tests.conftest import ROOT
+
+
+def test_the_model_zoo_is_what_the_configs_say() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "model_zoo.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_readme_fits_its_length() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".github/workflows/ci.yaml",
+        ".github/ISSUE_TEMPLATE/bug.yaml",
+        ".github/ISSUE_TEMPLATE/result.yaml",
+        ".pre-commit-config.yaml",
+        "examples/pytorchjob.yaml",
+        "mkdocs.yml",
+    ],
+)
+def test_files_for_other_programs_are_yaml(name: str) -> None:
+    assert isinstance(yaml.safe_load((ROOT / name).read_text()), dict)
+
+
+def test_the_dev_container_and_the_slurm_script_are_well_formed() -> None:
+    json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    script = ROOT / "scripts" / "slurm.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+def test_the_guide_lists_every_choice() -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    table = guide[guide.index("| group | choices |") :]
+    for group in ("arch", "norm", "loader", "optim", "schedule", "augment", "task"):
+        (row,) = (line for line in table.splitlines() if line.startswith(f"| `{group}`"))
+        named = set(re.findall(r"`(\w+)`", row))
+        assert named >= set(choices(group)) - {"timm_attn"}, group
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "records").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_no_file_is_large() -> None:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=False
+    )
+    names = [name for name in listed.stdout.split("\0") if name]
+    assert names, "a checkout"
+    assert all(Path(ROOT / name).stat().st_size < 2**20 for name in names)
