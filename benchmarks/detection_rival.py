@@ -1,13 +1,18 @@
 """What ``benchmarks detection`` holds the detector against: torchvision's parts in a plain loop.
 
-  python -m benchmarks.detection_rival train|eval --root COCO --weights FILE ...
+  python -m benchmarks.detection_rival train --root COCO --start FILE --weights FILE ...
+  python -m benchmarks.detection_rival eval --root COCO --start FILE ...
 
-``train`` is one epoch, one evaluation, and the weights written; ``eval`` reads them.
+``train`` is one epoch from the weights of ``--start``, one evaluation, and the weights written;
+``eval`` evaluates those of ``--start``. They are a detector's of this project: how many regions a
+head has to look at depends on what it has learnt, so that both do the same work only with the same
+weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +34,6 @@ from attnorm.training.precision import Precision, resolve_precision
 from benchmarks.measure import PRECISIONS, default_device
 
 LR = 0.01
-CLASSES = 91  # numbers of COCO's categories, and the background
 Batch = tuple[Sequence[torch.Tensor], Sequence[dict[str, Any]]]
 
 
@@ -43,7 +47,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--precision", default="fp32", choices=PRECISIONS)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--start", type=Path, required=True)
+    parser.add_argument("--weights", type=Path)
     return parser.parse_args(arguments)
 
 
@@ -60,6 +65,10 @@ def pictures(root: Path, split: str, training: bool) -> Dataset[Any]:
     if training:  # those with objects
         dataset.ids = [i for i in dataset.ids if dataset.coco.getAnnIds([i], iscrowd=False)]
     keys = ("boxes", "labels", "masks") if training else ("image_id",)
+    # Classes are numbered without gaps, from 1 on.
+    numbers = {name: number for number, name in enumerate(sorted(dataset.coco.cats), start=1)}
+    for annotation in dataset.coco.anns.values() if training else ():
+        annotation["category_id"] = numbers[annotation["category_id"]]
     wrapped: Dataset[Any] = wrap_dataset_for_transforms_v2(dataset, target_keys=keys)
     return wrapped
 
@@ -74,11 +83,15 @@ def batches(args: argparse.Namespace, split: str, training: bool) -> DataLoader[
     )
 
 
-def build(side: int) -> nn.Module:
-    """torchvision's Mask R-CNN that learns as a whole."""
+def build(side: int, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """torchvision's Mask R-CNN that learns as a whole, with our detector's ``weights``."""
+    classes = len(weights["roi_heads.box_predictor.cls_score.weight"])
     model: nn.Module = maskrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=CLASSES
+        weights=None, weights_backbone=None, num_classes=classes
     )
+    # The same tensors in the same order, some under other names.
+    names = model.state_dict().keys()
+    model.load_state_dict(dict(zip(names, weights.values(), strict=True)))
     assert isinstance(model.transform, GeneralizedRCNNTransform)
     model.transform.min_size, model.transform.max_size = (side,), side * 1333 // 800
     return model
@@ -87,10 +100,12 @@ def build(side: int) -> nn.Module:
 def train(
     model: nn.Module, loader: DataLoader[Batch], precision: Precision, device: torch.device
 ) -> None:
-    """One epoch."""
+    """One epoch, the rate falling along half a cosine."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4)
     model.train()
-    for images, targets in loader:
+    for step, (images, targets) in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * step / len(loader)))
         inputs = [image.to(device) for image in images]
         wanted = [{key: value.to(device) for key, value in t.items()} for t in targets]
         with precision.autocast():
@@ -106,17 +121,18 @@ def evaluate(
 ) -> None:
     """COCO's numbers for boxes and for masks."""
     model.eval()
+    dataset: Any = loader.dataset
+    truth: COCO = dataset.coco
+    categories = [0, *sorted(truth.cats)]
     found: list[dict[str, Any]] = []
     for images, targets in loader:
         with precision.autocast():
             outputs = model([image.to(device) for image in images])
         for target, output in zip(targets, outputs, strict=True):
-            found += as_results(target["image_id"], output)
+            found += as_results(target["image_id"], output, categories)
     sys.stdout.write(f"{len(found)} detections\n")
     if not found:  # loadRes wants to see a first one
         return
-    dataset: Any = loader.dataset
-    truth: COCO = dataset.coco
     for kind in ("bbox", "segm"):
         judge = COCOeval(truth, truth.loadRes(found), kind)
         judge.evaluate()
@@ -124,8 +140,10 @@ def evaluate(
         judge.summarize()
 
 
-def as_results(image: int, output: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-    """One picture's detections in COCO's result format."""
+def as_results(
+    image: int, output: dict[str, torch.Tensor], categories: Sequence[int]
+) -> list[dict[str, Any]]:
+    """One picture's detections in COCO's result format; ``categories`` are ids by label."""
     boxes = output["boxes"].clone()
     boxes[:, 2:] -= boxes[:, :2]
     masks = (output["masks"][:, 0] > 0.5).cpu().numpy().astype(np.uint8)
@@ -136,7 +154,7 @@ def as_results(image: int, output: dict[str, torch.Tensor]) -> list[dict[str, An
             "image_id": image,
             "bbox": box,
             "score": score,
-            "category_id": label,
+            "category_id": categories[label],
             "segmentation": code,
         }
         for box, score, label, code in zip(*parts, strict=True)
@@ -148,12 +166,11 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(0)
     device = default_device()
     precision = resolve_precision(args.precision, device)
-    model = build(args.side).to(device)
+    start = torch.load(args.start, weights_only=True)
+    model = build(args.side, start.get("model", start)).to(device)
     if args.what == "train":
         train(model, batches(args, "train", training=True), precision, device)
         torch.save(model.state_dict(), args.weights)
-    else:
-        model.load_state_dict(torch.load(args.weights, weights_only=True))
     evaluate(model, batches(args, "val", training=False), precision, device)
 
 
