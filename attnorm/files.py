@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,28 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_whole(folder: Path, fill: Callable[[Path], None], is_whole: Callable[[], bool]) -> None:
+    """``fill`` a new folder beside ``folder``, and give it that name once it is complete.
+
+    Several processes may do so at once: the first rename wins; the others find ``folder`` whole.
+
+    Raises:
+        OSError: the place cannot be written, or ``folder`` holds something else.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        fill(building)
+        building.chmod(0o755)  # mkdtemp keeps others out
+        try:
+            building.replace(folder)
+        except OSError:
+            if not is_whole():  # not another process that was first
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

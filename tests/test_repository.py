@@ -15,9 +15,10 @@ from attnorm.config import choices
 from tests.conftest import ROOT
 
 
-def test_the_model_zoo_is_what_the_configs_say() -> None:
+@pytest.mark.parametrize("script", ["model_zoo.py", "docs_tables.py"])
+def test_generated_pages_are_what_their_sources_say(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "model_zoo.py"), "--check"],
+        [sys.executable, str(ROOT / "scripts" / script), "--check"],
         capture_output=True,
         text=True,
         check=False,

@@ -36,7 +36,8 @@ class DetectorConfig:
     # The last of them: blocks, or conv_head, MobileNet-v2's 1280 channels.
     last_map: str = "blocks"
     # paper: all γ, β and running statistics, and the attention heads of stage 1 (§4.2); released:
-    # batch norms use their running statistics. Both: the first frozen_stages stages and the stem.
+    # batch norms use their running statistics. Both: the first frozen_stages stages and the stem;
+    # -1: not the stem either.
     freeze: str = "paper"
     frozen_stages: int = 1
     # Region proposals: boxes as squares of these sides, one for each level of the pyramid.
@@ -75,7 +76,9 @@ class DetectorConfig:
         require_choice("detector.freeze", self.freeze, ("paper", "released", "none"))
         for key in ("channels", "fc_width", "rpn_samples", "box_samples", "detections_per_image"):
             require(getattr(self, key) >= 1, f"detector.{key}", getattr(self, key), "at least 1")
-        require(self.frozen_stages >= 0, "detector.frozen_stages", self.frozen_stages, "0 or more")
+        require(
+            self.frozen_stages >= -1, "detector.frozen_stages", self.frozen_stages, "-1 or more"
+        )
         for key in ("train_proposals", "test_proposals"):
             value = getattr(self, key)
             valid = len(value) == 2 and min(value) >= 1

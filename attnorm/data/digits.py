@@ -5,15 +5,13 @@ The scans (UCI Machine Learning Repository, CC BY 4.0) are 8×8 pixels with 17 g
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from attnorm.errors import UserError
-from attnorm.files import cache_folder
+from attnorm.files import cache_folder, make_whole
 
 TRAIN_IMAGES, VAL_IMAGES = 1437, 360
 IMAGE_SIZE = 32
@@ -23,14 +21,13 @@ _FOLDER = "digits-v1"
 def digits_root(root: str | None) -> Path:
     """The folder with ``train/`` and ``val/``, built first where it is not there yet.
 
-    Several processes may ask at once: each builds under a name of its own, and the first rename
-    wins, so a folder under the final name is always complete.
+    Several processes may ask at once; a folder under the final name is always complete.
 
     Raises:
         UserError: the folder cannot be written, or ``root`` holds something else.
     """
     final = Path(root).expanduser() if root is not None else cache_folder() / _FOLDER
-    if (final / "train").is_dir() and (final / "val").is_dir():
+    if _is_whole(final):
         return final
     if final.exists() and any(final.iterdir()):
         raise UserError(
@@ -38,28 +35,17 @@ def digits_root(root: str | None) -> Path:
             " give another data.root, or none."
         )
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+        make_whole(final, _write, lambda: _is_whole(final))
     except OSError as error:
         raise UserError(
-            f"The digits cannot be written to {final} ({error.strerror}): set data.root or"
+            f"The digits cannot be written to {final} ({error.strerror or error}): set data.root or"
             " ATTNORM_CACHE to a folder that can be written."
         ) from error
-    try:
-        _write(building)
-        _rename(building, final)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return final
 
 
-def _rename(building: Path, final: Path) -> None:
-    building.chmod(0o755)  # mkdtemp keeps others out
-    try:
-        building.replace(final)
-    except OSError:
-        if not (final / "val").is_dir():  # not another process that was first
-            raise
+def _is_whole(folder: Path) -> bool:
+    return (folder / "train").is_dir() and (folder / "val").is_dir()
 
 
 def _write(root: Path) -> None:

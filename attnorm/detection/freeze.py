@@ -25,12 +25,13 @@ def freeze(backbone: Backbone, mode: str, frozen_stages: int) -> None:
         mode: paper: γ, β and running statistics of all normalizers, and the attention heads of the
             first stage of AN layers; other attention heads learn. released: running statistics are
             used and kept as they are, γ and β learn. none: nothing is frozen.
-        frozen_stages: In both modes the stem, and this many stages, do not learn at all.
+        frozen_stages: In both modes the stem, and this many stages, do not learn at all; -1: all of
+            them do, but for what the mode freezes.
 
     Raises:
         UserError: there are fewer stages, or the stages of AN layers cannot be told apart.
     """
-    if not 0 <= frozen_stages <= len(backbone.stages):
+    if not -1 <= frozen_stages <= len(backbone.stages):
         raise UserError(
             f"detector.frozen_stages={frozen_stages} is not possible: the backbone has"
             f" {len(backbone.stages)} stages."
@@ -53,7 +54,9 @@ def freeze(backbone: Backbone, mode: str, frozen_stages: int) -> None:
 def _leading_modules(backbone: Backbone, stages: int) -> Iterator[nn.Module]:
     """The stem's modules and those of the first ``stages``, in the order in which they stand."""
     modules = list(backbone.body.named_modules())
-    if stages == 0:
+    if stages < 0:
+        end = 0
+    elif stages == 0:
         end = next(i for i, (name, _) in enumerate(modules) if name == backbone.stages[0])
     else:
         last = backbone.stages[stages - 1]

@@ -52,9 +52,16 @@ def num_train_images(config: CocoConfig) -> int:
 
 
 def train_loader(
-    config: CocoConfig, placement: Placement, *, seed: int, prefetch: int
+    config: CocoConfig,
+    placement: Placement,
+    *,
+    seed: int,
+    prefetch: int,
+    semantic_classes: int = IGNORED,
 ) -> DetectionLoader:
     """Batches of ``placement.batch_size`` images with targets, in another order each epoch.
+
+    Semantic maps of files may name ``semantic_classes``, from 0 on.
 
     Raises:
         UserError: the data cannot be had, or is too small for a batch.
@@ -77,9 +84,8 @@ def train_loader(
             f" at most {len(view) // placement.world_size}."
         )
     _log_what_is_left_out(view)
-    samples = TrainingSamples(
-        view, config, Augmentation(config.horizontal_flip, config.train_sizes, seed)
-    )
+    augmentation = Augmentation(config.horizontal_flip, config.train_sizes, seed)
+    samples = TrainingSamples(view, config, augmentation, semantic_classes)
     return DetectionLoader(samples, plan, config, placement, prefetch)
 
 

@@ -15,7 +15,7 @@ from attnorm.data.decode import BrokenImageError, decode_rgb
 from attnorm.data.source import printable
 from attnorm.detection.batch import InstanceMasks, Size
 from attnorm.detection.coco import CocoData, TrainingView
-from attnorm.detection.masks import instance_masks, semantic_from_map, semantic_things
+from attnorm.detection.masks import IGNORED, instance_masks, semantic_from_map, semantic_things
 from attnorm.detection.plan import Augmentation
 from attnorm.detection.transform import Geometry, resized_size
 
@@ -82,11 +82,15 @@ class EvaluationSamples:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSamples:
-    """Images to train on, with their objects."""
+    """Images to train on, with their objects.
+
+    ``semantic_classes`` is what semantic maps of files may name: 0 to one less.
+    """
 
     view: TrainingView
     config: CocoConfig
     augmentation: Augmentation
+    semantic_classes: int = IGNORED
 
     @property
     def data(self) -> CocoData:
@@ -136,7 +140,9 @@ class TrainingSamples:
         data = self.data
         if self.config.semantic != THINGS:
             path = semantic_folder(data, self.config) / semantic_name(data, index)
-            return semantic_from_map(read_map(path, geometry.original), geometry)
+            return semantic_from_map(
+                read_map(path, geometry.original, self.semantic_classes), geometry
+            )
         start, end = data.offsets[index : index + 2].tolist()
         crowds = start + np.flatnonzero(data.crowd[start:end])
         return semantic_things(
@@ -159,11 +165,12 @@ def semantic_name(data: CocoData, index: int) -> str:
     return str(Path(data.name(index)).with_suffix(".png"))
 
 
-def read_map(path: Path, size: Size) -> NDArray[np.uint8]:
+def read_map(path: Path, size: Size, classes: int) -> NDArray[np.uint8]:
     """A picture whose pixels are classes, uint8 (H, W).
 
     Raises:
-        BrokenImageError: it is another kind of picture, or of another size than ``size``.
+        BrokenImageError: it is another kind of picture, of another size than ``size``, or names
+            more than so many ``classes`` (255 is none).
         OSError: it cannot be read.
     """
     name = f"its semantic map {printable(str(path))}"
@@ -178,6 +185,11 @@ def read_map(path: Path, size: Size) -> NDArray[np.uint8]:
     if labels.shape != size:
         shape = " × ".join(map(str, labels.shape))
         raise BrokenImageError(f"{name} is {shape} pixels, the image {size[0]} × {size[1]}")
+    named = labels[labels != IGNORED]
+    if named.size and int(named.max()) >= classes:
+        raise BrokenImageError(
+            f"{name} has class {named.max()}, but detector.semantic_classes={classes}"
+        )
     return labels
 
 

@@ -7,8 +7,6 @@ colours and cover each other. What is visible of each is known to the pixel.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from pycocotools import mask as coco_mask
 from attnorm.config import CocoConfig
 from attnorm.data.digits import digits_root
 from attnorm.errors import UserError
-from attnorm.files import cache_folder
+from attnorm.files import cache_folder, make_whole
 
 SIZES = ((128, 128), (128, 160), (160, 128), (128, 192), (144, 128))  # height, width
 MAX_DIGITS = 5
@@ -76,9 +74,8 @@ def scenes_root(config: CocoConfig) -> Path:
 def make_digit_scenes(folder: Path, config: CocoConfig) -> None:
     """Fill ``folder``, unless it holds these scenes already.
 
-    Several processes may ask at once: each builds under a name of its own, and the first rename
-    wins, so a folder under the final name is always complete. The same numbers of scenes give the
-    same scenes.
+    Several processes may ask at once; a folder under the final name is always complete. The same
+    numbers of scenes give the same scenes.
 
     Raises:
         UserError: the folder cannot be written, or holds something else.
@@ -91,23 +88,16 @@ def make_digit_scenes(folder: Path, config: CocoConfig) -> None:
             f" {config.num_val_scenes} digit scenes: give another data.root, or none."
         )
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        make_whole(
+            folder,
+            lambda building: _write(building, config),
+            lambda: _is_complete(folder, config),
+        )
     except OSError as error:
         raise UserError(
-            f"The digit scenes cannot be written to {folder} ({error.strerror}): set data.root or"
-            " ATTNORM_CACHE to a folder that can be written."
+            f"The digit scenes cannot be written to {folder} ({error.strerror or error}): set"
+            " data.root or ATTNORM_CACHE to a folder that can be written."
         ) from error
-    try:
-        _write(building, config)
-        building.chmod(0o755)  # mkdtemp keeps others out
-        try:
-            building.replace(folder)
-        except OSError:
-            if not _is_complete(folder, config):  # not another process that was first
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _is_complete(folder: Path, config: CocoConfig) -> bool:

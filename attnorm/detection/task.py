@@ -125,9 +125,13 @@ class Detection(ConfigurableTask):
         return build_detector(config.arch, config.norm, detector, classes, weights)
 
     def train_loader(self, config: Config, placement: Placement) -> data.DetectionLoader:
-        scenes, _ = _parts(config)
-        prefetch = config.loader.prefetch
-        return data.train_loader(scenes, placement, seed=config.seed, prefetch=prefetch)
+        scenes, detector = _parts(config)
+        classes = {}
+        if isinstance(detector, HTCConfig) and detector.semantic_branch:
+            classes["semantic_classes"] = detector.semantic_classes
+        return data.train_loader(
+            scenes, placement, seed=config.seed, prefetch=config.loader.prefetch, **classes
+        )
 
     def eval_loader(self, config: Config, placement: Placement) -> data.DetectionLoader:
         """The whole validation set, image by image.

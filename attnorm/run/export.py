@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from torch import Tensor
 import attnorm
 from attnorm.classification import labelled_images
 from attnorm.errors import UserError
-from attnorm.files import written_whole
+from attnorm.files import make_whole, written_whole
 from attnorm.models.exported import save_folder
 from attnorm.run.trained import Trained
 
@@ -27,26 +25,23 @@ TOLERANCE = 1e-4  # of logits, relative to the largest
 def as_folder(trained: Trained, target: Path) -> str:
     """Weights, config, card and checksums; whole under its name or not there."""
     config, data = trained.config, labelled_images(trained.config)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        preprocessing = {
-            "input_size": [3, data.image_size, data.image_size],
-            "mean": list(data.mean),
-            "std": list(data.std),
-            # timm resizes to floor(size / crop_pct): half a pixel more than it should be.
-            "crop_pct": data.image_size / (data.resize_size + 0.5),
-            "interpolation": data.interpolation,
-        }
-        weights = trained.model.state_dict()
+    preprocessing = {
+        "input_size": [3, data.image_size, data.image_size],
+        "mean": list(data.mean),
+        "std": list(data.std),
+        # timm resizes to floor(size / crop_pct): half a pixel more than it should be.
+        "crop_pct": data.image_size / (data.resize_size + 0.5),
+        "interpolation": data.interpolation,
+    }
+    weights = trained.model.state_dict()
+
+    def fill(building: Path) -> None:
         save_folder(building, weights, config.arch, config.norm, trained.class_names, preprocessing)
         (building / "README.md").write_text(card(trained, target.name), encoding="utf-8")
         sums = [f"{_sha256(path)}  {path.name}\n" for path in sorted(building.iterdir())]
         (building / "SHA256SUMS").write_text("".join(sums), encoding="ascii")
-        building.chmod(0o755)
-        building.replace(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+
+    make_whole(target, fill, lambda: False)
     return f'{target}: load it with attnorm.load_model("{target}")'
 
 

@@ -102,6 +102,7 @@ def test_group_norms_of_the_first_stage_alone_or_all_of_them_freeze(mode: str) -
 @pytest.mark.parametrize(
     ("frozen_stages", "prefixes"),
     [
+        (-1, ()),
         (0, ("conv1.", "bn1.")),
         (1, ("conv1.", "bn1.", "layer1.")),
         (3, ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.")),

@@ -46,9 +46,17 @@ def own(tmp_path: Path) -> Path:
     return write_coco(tmp_path)
 
 
-def training(settings: CocoConfig, batch_size: int = 2, seed: int = 0, **place: Any) -> Any:
+def training(
+    settings: CocoConfig,
+    batch_size: int = 2,
+    seed: int = 0,
+    semantic_classes: int = 255,
+    **place: Any,
+) -> Any:
     where = placement(batch_size, **place)
-    return detection_loader.train_loader(settings, where, seed=seed, prefetch=2)
+    return detection_loader.train_loader(
+        settings, where, seed=seed, prefetch=2, semantic_classes=semantic_classes
+    )
 
 
 def evaluation(settings: CocoConfig, **place: Any) -> DetectionLoader:
@@ -306,13 +314,17 @@ def test_maps_of_a_folder_go_with_their_images(own: Path, mode: str) -> None:
         (lambda p: p.write_bytes(b"no picture"), "is truncated, damaged or no picture"),
         (lambda p: Image.new("RGB", (64, 48)).save(p), "has colours of mode RGB"),
         (lambda p: Image.new("L", (64, 49)).save(p), "is 49 × 64 pixels, the image 48 × 64"),
+        (
+            lambda p: Image.new("L", (64, 48), 183).save(p),
+            "has class 183, but detector.semantic_classes=183",
+        ),
     ],
 )
 def test_a_map_that_cannot_be_used_is_named(own: Path, how: Any, message: str) -> None:
     write_maps(own)
     path = own / "stuffthingmaps" / "train2017" / "000000000011.png"
     how(path)
-    loader = training(config(own, semantic="stuffthingmaps"), batch_size=7)
+    loader = training(config(own, semantic="stuffthingmaps"), batch_size=7, semantic_classes=183)
     with pytest.raises(UserError) as caught:
         list(loader.epoch(0))
     assert f"semantic map {path} {message}" in str(caught.value)

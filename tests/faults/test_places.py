@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from attnorm.data.digits import digits_root
 from attnorm.errors import UserError
 from attnorm.training import checkpoint
 from attnorm.training.checkpoints import load_newest
@@ -32,11 +33,12 @@ REPEATED = "nothing; steps since the checkpoint are repeated"
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A file system with room for three checkpoints of this run (60 MB each), not four."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(folder)]
+    size = getattr(request, "param", "200m")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
     if mounted.returncode:
         pytest.skip(f"needs to mount a small file system: {mounted.stderr.strip()}")
@@ -68,6 +70,15 @@ def test_a_full_disk_ends_with_a_message_and_the_last_checkpoint_continues(
         "world_size": 1,
     }
     fault("disk full while a checkpoint is written", 1, REPEATED)
+
+
+@pytest.mark.parametrize("small_disk", ["1m"], indirect=True)
+def test_a_disk_that_the_digits_fill_is_named_and_nothing_of_them_stays(small_disk: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"digits cannot be written to .*\(No space left on device\)"
+    ):
+        digits_root(str(small_disk / "digits"))
+    assert not list(small_disk.iterdir())
 
 
 def test_data_that_disappears_stops_the_run_and_its_return_continues_it(

@@ -1,0 +1,100 @@
+"""Write the measured tables of README and docs from the records in ``docs/measured/``.
+
+    python scripts/docs_tables.py            write them
+    python scripts/docs_tables.py --check    exit with 1 if a page shows other figures
+
+A page names a record between two comments, ``<!-- measured: NAME -->`` and ``<!-- end -->``; what
+stands between them is replaced. A record ``NAME.json`` is what ``python -m benchmarks … --json``
+wrote, or the ``grid.json`` of ``attnorm run-table``'s report.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks is not installed
+
+from attnorm.reporting import markdown  # noqa: E402
+from benchmarks.measure import markdown_table  # noqa: E402
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+RECORDS = ROOT / "docs" / "measured"
+_BLOCK = re.compile(r"<!-- measured: (\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """The page with its tables made anew."""
+    return _BLOCK.sub(_block, page)
+
+
+def _block(found: re.Match[str]) -> str:
+    name = found.group(1)
+    record = json.loads((RECORDS / f"{name}.json").read_text())
+    tables = [_grid(record)] if isinstance(record, list) else _benchmark(record)
+    text = "\n\n".join(tables)
+    return f"<!-- measured: {name} -->\n\n{text}\n\n<!-- end -->"
+
+
+def _benchmark(record: Mapping[str, Any]) -> list[str]:
+    """Its command and machine, and each of its tables under its title."""
+    parts = [f"`{record['command']}`  \n{record['machine']}"]
+    for title, values in record.items():
+        if title not in ("command", "machine"):
+            parts += [f"{title.replace('_', ' ').capitalize()}:", markdown_table(values)]
+    return parts
+
+
+def _grid(cells: Sequence[Mapping[str, Any]]) -> str:
+    """A line per cell: its error with every seed's, and its difference to batch norm."""
+    known = ("norm", "seeds", "top1_errors", "top1_error", "top1_margin", "to_bn", "to_bn_margin")
+    aside = (*known, "images_per_second", "speed_to_bn", "process_hours")
+    axes = [key for key in cells[0] if key not in aside]
+    heads = [*axes, "norm", "top-1 error, %", "− bn, by seed", "speed ÷ bn", "every seed"]
+    rows = [
+        [
+            *(str(cell[axis]) for axis in axes),
+            cell["norm"],
+            _with_margin(f"{cell['top1_error']:.2f}", cell["top1_margin"]),
+            ""
+            if cell["to_bn"] is None
+            else _with_margin(_signed(cell["to_bn"]), cell["to_bn_margin"]),
+            "" if cell["speed_to_bn"] is None else f"{cell['speed_to_bn']:.2f}",
+            " ".join(f"{error:.2f}" for error in cell["top1_errors"]),
+        ]
+        for cell in cells
+    ]
+    return markdown.table(heads, rows)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _with_margin(text: str, margin: float | None) -> str:
+    return text if margin is None else f"{text} ± {margin:.2f}"
+
+
+def main() -> int:
+    changed = []
+    for path in PAGES:
+        text = path.read_text()
+        if filled(text) != text:
+            changed.append(path)
+    if "--check" in sys.argv[1:]:
+        for path in changed:
+            print(f"{path} shows other figures: run python scripts/docs_tables.py")
+        return int(bool(changed))
+    for path in changed:
+        path.write_text(filled(path.read_text()))
+        print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
