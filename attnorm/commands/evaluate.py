@@ -8,12 +8,14 @@ predictions=FILE    instead of a checkpoint: a detector's predictions in COCO's 
                     data=coco data.root=... that they were made on
 loaders=all         the same images through DALI, torch and timm's transform, or [dali,torch]:
                     their errors beside each other, written to loaders.json
-labels=real         the reassessed labels of ILSVRC's validation images (ReaL); to eval_real.json
+labels=real         the reassessed labels of ILSVRC's validation images (ReaL)
 classes=NAME        imagenet_a or imagenet_r: only their 200 classes can be the answer, for data=
-                    imagenet_a and imagenet_r; to eval_NAME.json. Also: data=imagenet_v2, sketch
+                    imagenet_a and imagenet_r
 weights=NAME        model (default), or ema: their moving average, of a run with ema.decay
-output=PATH         where to write the result (default: eval.json beside the checkpoint)
-data=NAME data.KEY= another data set, or another place: data.root=/data/imagenet
+output=PATH         where to write the result (default: eval.json beside the checkpoint;
+                    eval_real.json, eval_imagenet_v2.json for other labels and data sets)
+data=NAME data.KEY= another data set, such as imagenet_v2, imagenet_a, imagenet_r or sketch, or
+                    another place: data.root=/data/imagenet
 loader=NAME         auto, dali, torch, timm or synthetic (default: auto)
 batch_size=N        images per process and step (default: as trained)
 precision=, device=, channels_last=   as in train.py (default: auto, auto, true)
@@ -34,10 +36,11 @@ from rich.console import Console
 from attnorm import config as schema
 from attnorm import distributed
 from attnorm.config.arguments import show_help, wants_help
+from attnorm.data.imagenet_labels import SUBSETS
 from attnorm.errors import UserError, exit_on_user_error
 from attnorm.files import write_json
 from attnorm.run.evaluate import evaluate_checkpoint, results_table, show
-from attnorm.run.trained import KEYS
+from attnorm.run.trained import KEYS, Trained
 
 
 @dataclass
@@ -67,10 +70,9 @@ def main(arguments: Sequence[str]) -> int:
             return _evaluate_file(own, overrides)
         if own.checkpoint is None:
             raise UserError("checkpoint is not set: pass checkpoint=runs/NAME/best.pt.")
-        path = Path(own.checkpoint)
-        output = _output(own, path.parent)
+        path, output = Path(own.checkpoint), _output(own)
         if own.loaders is not None:
-            return _compare_loaders(own, path, output, overrides)
+            return _compare_loaders(own, path, output or path.parent / "loaders.json", overrides)
         evaluated = evaluate_checkpoint(
             path,
             overrides,
@@ -82,8 +84,11 @@ def main(arguments: Sequence[str]) -> int:
             timeout_minutes=own.timeout_minutes,
         )
         if distributed.rank() == 0:
+            trained = evaluated.trained
+            output = output or path.parent / f"{_name(own, trained)}.json"
             source = {"checkpoint": own.checkpoint, "weights": own.weights, **_grading(own)}
-            found = evaluated.trained.task.report(output.parent)
+            source["data"] = trained.config.data.name
+            found = trained.task.report(output.parent)
             write_json(output, {**source, **evaluated.metrics, **found})
             console = Console()
             show(evaluated, console)
@@ -97,15 +102,24 @@ def _grading(own: EvalArguments) -> dict[str, str]:
     return graded | ({"classes": own.classes} if own.classes is not None else {})
 
 
-def _output(own: EvalArguments, folder: Path) -> Path:
-    """Where the result goes. Its folder is made now: an evaluation may take hours.
+def _name(own: EvalArguments, trained: Trained) -> str:
+    """Of the result: what it was evaluated on and by, where that is not what it was trained on."""
+    data = trained.config.data.name
+    parts = [data] if data != trained.trained_on else []
+    parts += [part for part in _grading(own).values() if part not in parts]
+    if data in SUBSETS and own.classes is None:
+        parts.append("all_classes")
+    return "_".join(["eval", *parts])
+
+
+def _output(own: EvalArguments) -> Path | None:
+    """Where a person wants the result. Its folder is made now: an evaluation may take hours.
 
     Raises:
         UserError: it cannot be made.
     """
     if own.output is None:
-        name = "loaders" if own.loaders is not None else "_".join(["eval", *_grading(own).values()])
-        return folder / f"{name}.json"
+        return None
     output = Path(own.output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +155,7 @@ def _evaluate_file(own: EvalArguments, overrides: Sequence[str]) -> int:
         raise UserError("predictions= and checkpoint= exclude each other: give one of them.")
     assert own.predictions is not None
     path = Path(own.predictions)
-    output = _output(own, path.parent)
+    output = _output(own) or path.parent / "eval.json"
     given = schema.compose(["task=detection", "data=coco", *overrides])
     metrics, classes = evaluate_file(path, given)
     write_json(output, {"predictions": own.predictions, **metrics, "AP_by_class": classes})

@@ -6,6 +6,7 @@ Lists of dictionaries would be copied page by page into every worker as referenc
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import os
@@ -82,6 +83,14 @@ class CocoData:
         """Height and width of image ``index``, as the annotations have them."""
         height, width = self.sizes[index].tolist()
         return height, width
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Counts, and 16 digits of the SHA-256 of names, sizes, boxes and classes."""
+        digest = hashlib.sha256(self.names)
+        for values in (self.name_ends, self.sizes, self.offsets, self.boxes, self.labels):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        count = {"images": len(self), "objects": len(self.labels)}
+        return {**count, "sha256": digest.hexdigest()[:16]}
 
     @property
     def image_of(self) -> NDArray[np.int64]:

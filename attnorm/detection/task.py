@@ -73,6 +73,7 @@ class Detection(ConfigurableTask):
         self._found: list[ImagePredictions] = []
         self._precision: AveragePrecision | None = None
         self._loader: data.DetectionLoader | None = None
+        self._fingerprint: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ assembly
 
@@ -105,7 +106,13 @@ class Detection(ConfigurableTask):
     @classmethod
     def from_data(cls, config: Config) -> Self:
         """For training: the classes are the categories of the annotations."""
-        return cls(*data.categories(_parts(config)[0]))
+        scenes, _ = _parts(config)
+        task = cls(*data.categories(scenes))
+        halves = {"train": True, "val": False}
+        task._fingerprint = {
+            name: read_split(scenes, training).fingerprint() for name, training in halves.items()
+        }
+        return task
 
     @classmethod
     def from_checkpoint(cls, config: Config, state: Mapping[str, Any], path: Path) -> Self:
@@ -185,6 +192,10 @@ class Detection(ConfigurableTask):
             return _metrics(self._precision)
 
         return {**distributed.from_main(compare), "images": loader.num_images}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Counts and a hash of names, sizes and boxes, of both halves."""
+        return self._fingerprint
 
     def stored(self) -> dict[str, Any]:
         return {"class_names": self.class_names, "category_ids": self.category_ids}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class Run:
             read it; empty for what failed before it had a folder.
         result: the content of ``result.json``; empty before the first epoch has ended.
         metrics: the lines of ``metrics.jsonl``.
+        evaluations: on other labels and test sets, the content of ``eval_NAME.json`` by name.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class Run:
     result: Mapping[str, Any]
     metrics: tuple[Mapping[str, Any], ...] = ()
     message: str | None = None
+    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def lines(self, kind: str) -> list[Mapping[str, Any]]:
         """The metrics of one kind: train, eval or event."""
@@ -66,6 +68,27 @@ class Run:
         sizes = [line["world_size"] for line in self.lines("event") if "world_size" in line]
         return float(self.result["wall_seconds"]) / 3600 * (sizes[-1] if sizes else 1)
 
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """What its speed may be compared on: device, threads, and the version of torch."""
+        hardware = self.result.get("hardware") or {}
+        versions = self.result.get("versions") or {}
+        parts = (hardware.get("device"), hardware.get("threads"), versions.get("torch"))
+        return tuple(map(str, parts))
+
+
+def common_speed(runs: Sequence[Run]) -> float | None:
+    """Images per second, the median over the runs; None where they ran on different machines."""
+    if len({run.machine for run in runs}) > 1:
+        return None
+    return median(run.images_per_second for run in runs)
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Of what is known; None if nothing is."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
 
 def read_runs(folder: Path) -> list[Run]:
     """Every run below ``folder``, and what queues there recorded as failed.
@@ -93,6 +116,10 @@ def read_run(folder: Path, failure: str | None = None) -> Run:
         result: dict[str, Any] = {}
         if (folder / "result.json").exists():
             result = json.loads((folder / "result.json").read_text())
+        evaluations = {
+            path.stem.removeprefix("eval_"): json.loads(path.read_text())
+            for path in sorted(folder.glob("eval_*.json"))
+        }
         metrics = _metrics(folder / "metrics.jsonl")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(
@@ -100,7 +127,8 @@ def read_run(folder: Path, failure: str | None = None) -> Run:
         ) from error
     finished = result.get("status") == "finished"
     status = "finished" if finished else "failed" if failure else "unfinished"
-    return Run(folder, status, config, result, metrics, None if finished else failure)
+    message = None if finished else failure
+    return Run(folder, status, config, result, metrics, message, evaluations)
 
 
 def _config(path: Path) -> Mapping[str, Any]:

@@ -31,9 +31,13 @@ DEFAULTS = ("loader=auto", "precision=auto", "device=auto")
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A model in evaluation mode, on its device."""
+    """A model in evaluation mode, on its device.
+
+    ``trained_on`` names the data set that it comes from; ``config.data`` is what it looks at.
+    """
 
     path: Path
+    trained_on: str
     config: Config
     task: ConfigurableTask
     model: nn.Module
@@ -120,7 +124,8 @@ def load_trained(
             raise UserError(f"{key} is not a key here: use {', '.join(KEYS)}.")
     keep_freed_memory()
     state = load_shared(path)
-    config = schema.compose([*DEFAULTS, *overrides], stored=_plain(state["config"], path))
+    stored = _plain(state["config"], path)
+    config = schema.compose([*DEFAULTS, *overrides], stored=stored)
     schema.check_names(config, f"checkpoint={path}", allow)
     process = distributed.current_process(config.device)
     placement = placement_of(config, process)
@@ -130,7 +135,7 @@ def load_trained(
     model = model.to(process.device).to(memory_format=placement.memory_format).eval()
     precision = resolve_precision(config.precision, process.device)
     set_backends(precision.name)
-    return Trained(path, config, task, model, placement, precision)
+    return Trained(path, stored["data"]["name"], config, task, model, placement, precision)
 
 
 def _plain(stored: Any, path: Path) -> dict[str, Any]:

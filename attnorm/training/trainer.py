@@ -209,8 +209,6 @@ class Trainer:
             **self.task.stored(),
             "global_batch": self.global_batch,
             "versions": provenance.versions(),
-            "hardware": provenance.hardware(self.process),
-            "data": self.task.fingerprint() if self.process.is_main else {},
         }
         scores = [score.rank(self.task) for score in self.state.scores]
         self.checkpoints.save(content, self.state.step, scores)
@@ -296,6 +294,8 @@ class Trainer:
             "config_hash": provenance.config_hash(schema.to_container(self.config)),
             "git_commit": provenance.git_commit(),
             "versions": provenance.versions(),
+            "hardware": provenance.hardware(self.process),
+            "data": self.task.fingerprint() if self.process.is_main else {},
         }
         if self.process.is_main:
             write_json(self.run_dir / "result.json", result)

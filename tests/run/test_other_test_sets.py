@@ -154,19 +154,21 @@ def test_folders_with_their_own_names_are_evaluated(checkpoint: Path, tmp_path: 
         found: dict[str, Any] = json.loads((checkpoint.parent / output).read_text())
         return found
 
-    v2 = metrics("eval.json", "data=imagenet_v2", f"data.root={tmp_path / 'v2'}")
-    sketch = metrics("eval.json", "data=sketch", f"data.root={tmp_path / 'sketch'}")
+    v2 = metrics("eval_imagenet_v2.json", "data=imagenet_v2", f"data.root={tmp_path / 'v2'}")
+    sketch = metrics("eval_sketch.json", "data=sketch", f"data.root={tmp_path / 'sketch'}")
     assert v2.pop("loss") == pytest.approx(sketch.pop("loss"), rel=1e-5), "another order"
+    assert (v2.pop("data"), sketch.pop("data")) == ("imagenet_v2", "sketch")
     assert v2 == sketch, "the same pictures, under numbers and under WordNet ids"
     assert v2["images"] == 4
     where = ["data=imagenet_a", f"data.root={tmp_path / 'a'}"]
     a = metrics("eval_imagenet_a.json", *where, "classes=imagenet_a")
-    whole = metrics("eval.json", *where)
+    whole = metrics("eval_imagenet_a_all_classes.json", *where)
     assert a["loss"] < whole["loss"], "200 classes share what 1000 did"
     where = [f"data.root={tmp_path / 'ilsvrc'}", "data.num_classes=null"]
     real = metrics("eval_real.json", *where, "labels=real")
     assert real["images"] == sum(bool(labels) for labels in known_labels()[:4])
     assert real["labels"] == "real"
+    assert not (checkpoint.parent / "eval.json").exists(), "it is that of the run's own data"
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,10 @@ def test_a_run_folder_holds_what_the_contract_says(photos: Path, tmp_path: Path)
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert stored["data"]["num_classes"] == 3, "counted from the folder"
     assert stored["precision"] == "fp32", "resolved from auto"
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["hardware"]["threads"] == torch.get_num_threads()
+    files = {half: len(list((photos / half).rglob("*.jpg"))) for half in ("train", "val")}
+    assert {half: written["data"][half]["images"] for half in files} == files
     state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert state["config"] == stored
     assert state["class_names"] == ["blue", "green", "red"]

@@ -69,6 +69,9 @@ def caption(table: Table) -> str:
 def remarks(table: Table) -> list[str]:
     """Runs that failed, and those that belong to no row."""
     lines = [f"{run.folder.name} failed: {run.message}" for run in table.failed]
+    results = [result for row in table.rows for result in row.results]
+    if any(len({run.machine for run in result.members}) > 1 for result in results):
+        lines.append("No speed where runs of a result ran on different machines.")
     groups: dict[tuple[str, str], int] = {}
     for run in table.others:
         key = (run.setting("task.name") or "unknown task", run.setting("data.name") or "no data")

@@ -6,7 +6,7 @@ import copy
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from attnorm.detection.model import build_detector
 from attnorm.models.complexity import count_parameters
 from attnorm.reporting.comparison import Difference, difference
 from attnorm.reporting.detection_tables.paper import METRICS, PaperRow, rows_of
-from attnorm.reporting.runs import Run, read_runs
+from attnorm.reporting.runs import Run, common_speed, median, read_runs
 
 TASK = "detection"
 COCO_CLASSES = 80
@@ -73,13 +73,13 @@ class Result:
 
     @property
     def images_per_second(self) -> float | None:
-        """Median over the runs of their medians."""
-        return _median(run.images_per_second for run in self.members)
+        """Median over the runs; None where they ran on different machines."""
+        return common_speed(self.members)
 
     @property
     def process_hours(self) -> float | None:
         """Median over the runs."""
-        return _median(run.process_hours for run in self.members)
+        return median(run.process_hours for run in self.members)
 
     @property
     def runs(self) -> str:
@@ -90,7 +90,7 @@ class Result:
 
     def recipe(self, without: Sequence[str] = ()) -> str:
         """Equal for results that may be compared."""
-        return _recipe(self.members[0].config, without)
+        return _recipe(self.members[0], without)
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,9 @@ def _has_just_begun(run: Run) -> bool:
     return run.status != "finished" and not run.best
 
 
-def _recipe(config: Mapping[str, Any], without: Sequence[str] = ()) -> str:
-    parts = copy.deepcopy({key: config.get(key) for key in _RECIPE})
+def _recipe(run: Run, without: Sequence[str] = ()) -> str:
+    parts = copy.deepcopy({key: run.config.get(key) for key in _RECIPE})
+    parts["files"] = run.result.get("data")
     for key in (*_PLACE, *without):
         section, _, name = key.partition(".")
         (parts.get(section) or {}).pop(name, None)
@@ -224,7 +225,7 @@ def _recipe(config: Mapping[str, Any], without: Sequence[str] = ()) -> str:
 def _by_recipe(runs: Sequence[Run]) -> tuple[Result, ...]:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[_recipe(run.config)].append(run)
+        groups[_recipe(run)].append(run)
     return tuple(Result(tuple(group)) for group in groups.values())
 
 
@@ -247,8 +248,3 @@ def _comparison(result: Result, candidates: Sequence[Result]) -> Comparison | No
             found = {key: difference(*pair) for key, pair in pairs.items() if all(pair)}
             return Comparison(found, same_head)
     return None
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

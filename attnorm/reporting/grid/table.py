@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attnorm.errors import UserError
 from attnorm.reporting.comparison import Difference, margin_of, paired_difference
-from attnorm.reporting.runs import Run, read_runs
+from attnorm.reporting.runs import Run, common_speed, read_runs
 
 # What says where and how runs are kept, and not what they are.
 _ASIDE = (
@@ -70,9 +70,7 @@ class Cell:
     @property
     def images_per_second(self) -> float | None:
         """Median over the runs; None where they ran on different machines."""
-        if len({machine(run) for run in self.runs}) > 1:
-            return None
-        return _median(run.images_per_second for run in self.runs)
+        return common_speed(self.runs)
 
     @property
     def process_hours(self) -> float | None:
@@ -137,14 +135,6 @@ def build_table(runs: Path) -> Table:
     )
 
 
-def machine(run: Run) -> tuple[str, ...]:
-    """What its speed may be compared on: the device, its threads, and the version of torch."""
-    hardware = run.result.get("hardware") or {}
-    versions = run.result.get("versions") or {}
-    parts = (hardware.get("device"), hardware.get("threads"), versions.get("torch"))
-    return tuple(map(str, parts))
-
-
 def _identity(run: Run, without: Sequence[str] = ()) -> str:
     """Equal for runs that differ in their seed alone, on the same data."""
     config = {k: v for k, v in run.config.items() if k not in _ASIDE and k not in without}
@@ -204,13 +194,8 @@ def _compared(cell: Cell, cells: Sequence[Cell]) -> Cell:
     ours, theirs = cell.errors(), bn.errors()
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     speeds = cell.images_per_second, bn.images_per_second
-    same_machine = {machine(run) for run in (*cell.runs, *bn.runs)}
+    same_machine = {run.machine for run in (*cell.runs, *bn.runs)}
     ratio = None
     if speeds[0] and speeds[1] and len(same_machine) == 1:
         ratio = speeds[0] / speeds[1]
     return Cell(cell.label, cell.runs, paired_difference(pairs) if pairs else None, ratio)
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -39,9 +40,29 @@ COLUMNS = (
 def columns(table: Table) -> list[str]:
     """The headings for this table's data set."""
     on_imagenet = table.data == "imagenet"
-    hidden = () if on_imagenet else ("top-1 − paper",)
     names = {} if on_imagenet else {"GPU hours": "process hours"}
-    return [names.get(column, column) for column in COLUMNS if column not in hidden]
+    return [names.get(column, column) for column in _shown(table)]
+
+
+def _shown(table: Table) -> list[str]:
+    """The columns: those of other test sets before the speed."""
+    hidden = () if table.data == "imagenet" else ("top-1 − paper",)
+    shown = [column for column in COLUMNS if column not in hidden]
+    place = shown.index("img/s")
+    return [*shown[:place], *map(_test_column, table.other_tests), *shown[place:]]
+
+
+def _test_column(test: str) -> str:
+    return f"top-1 error, {test} (%)"
+
+
+def _test_cell(results: Sequence[Result], test: str) -> str:
+    texts = []
+    for errors in (result.other_errors(test) for result in results):
+        mean = statistics.fmean(errors) if errors else None
+        std = statistics.stdev(errors) if len(errors) > 1 else None
+        texts.append(spread(mean, std, DIGITS))
+    return joined(texts)
 
 
 def cells(table: Table, row: Row) -> list[str]:
@@ -61,6 +82,7 @@ def cells(table: Table, row: Row) -> list[str]:
         "GPU hours": joined(number(r.process_hours, ".3g") for r in results),
         "runs": joined([*(r.runs for r in results), *(state(run) for run in row.unfinished)]),
         "notes": " ".join(f"[{note}]" for note in row.paper.notes),
+        **{_test_column(test): _test_cell(results, test) for test in table.other_tests},
     }
     paper = iter(
         (
@@ -70,12 +92,7 @@ def cells(table: Table, row: Row) -> list[str]:
             _paper_difference(row),
         )
     )
-    hidden = () if table.data == "imagenet" else ("top-1 − paper",)
-    return [
-        next(paper) if column == "paper" else values[column]
-        for column in COLUMNS
-        if column not in hidden
-    ]
+    return [next(paper) if column == "paper" else values[column] for column in _shown(table)]
 
 
 def caption(table: Table) -> str:
@@ -92,6 +109,8 @@ def caption(table: Table) -> str:
 def remarks(table: Table) -> list[str]:
     """Runs that failed, and those that belong to no row."""
     lines = [f"{run.folder.name} failed: {run.message}" for run in table.failed]
+    if any(len({run.machine for run in result.members}) > 1 for result in table.results):
+        lines.append("No speed where runs of a result ran on different machines.")
     groups: dict[tuple[str, str], int] = {}
     for run in table.others:
         key = (run.setting("task.name") or TASK, run.setting("data.name") or "unknown data")

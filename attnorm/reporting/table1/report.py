@@ -38,7 +38,7 @@ def show_table(
     """
     table = build_table(runs, data)
     if evaluate is not None:
-        results = [result for row in table.rows for result in row.results]
+        results = table.results
         per_class.evaluate_missing(results, evaluate)
     sys.stdout.write(formats.FORMATS[form](table) + "\n")
     if html:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from attnorm.config import load_arch, load_norm
 from attnorm.models.complexity import Complexity, complexity
 from attnorm.reporting.comparison import Difference, difference, difference_to_constant
-from attnorm.reporting.runs import Run, read_runs
+from attnorm.reporting.runs import Run, common_speed, median, read_runs
 from attnorm.reporting.table1.paper import ROWS, PaperRow
 
 # Sections of a run's config that make its recipe: runs that differ in them are not averaged.
@@ -68,15 +68,21 @@ class Result:
     def top5_std(self) -> float | None:
         return _std(self.errors("top5_error"))
 
+    def other_errors(self, test: str) -> list[float]:
+        """Top-1 errors on another test set or by other labels; empty if a run has none."""
+        found = [run.evaluations.get(test, {}).get("top1_error") for run in self.members]
+        known = [error for error in found if error is not None]
+        return known if len(known) == len(found) else []
+
     @property
     def images_per_second(self) -> float | None:
-        """Median over the runs of their medians."""
-        return _median(run.images_per_second for run in self.members)
+        """Median over the runs; None where they ran on different machines."""
+        return common_speed(self.members)
 
     @property
     def process_hours(self) -> float | None:
         """Median over the runs."""
-        return _median(run.process_hours for run in self.members)
+        return median(run.process_hours for run in self.members)
 
     @property
     def runs(self) -> str:
@@ -85,11 +91,14 @@ class Result:
 
     def recipe(self, without: Sequence[str] = ()) -> str:
         """Equal for results that may be compared."""
-        return _recipe(self.members[0].config, without)
+        return _recipe(self.members[0], without)
 
     def as_dict(self) -> dict[str, Any]:
         keys = ("seeds", "epochs", "lr", "top1_error", "top1_std", "top5_error", "top5_std")
-        return {key: getattr(self, key) for key in (*keys, "images_per_second", "process_hours")}
+        values = {key: getattr(self, key) for key in (*keys, "images_per_second", "process_hours")}
+        names = sorted({name for run in self.members for name in run.evaluations})
+        errors = {name: self.other_errors(name) for name in names}
+        return {**values, "other_tests": {name: found for name, found in errors.items() if found}}
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,20 @@ class Table:
     rows: tuple[Row, ...]
     failed: tuple[Run, ...]
     others: tuple[Run, ...]
+
+    @property
+    def results(self) -> list[Result]:
+        return [result for row in self.rows for result in row.results]
+
+    @property
+    def other_tests(self) -> list[str]:
+        """Other test sets and labels that a result has errors of."""
+        names = {
+            name for result in self.results for run in result.members for name in run.evaluations
+        }
+        return sorted(
+            name for name in names if any(result.other_errors(name) for result in self.results)
+        )
 
 
 def build_table(runs: Path | None = None, data: str = "imagenet") -> Table:
@@ -163,16 +186,17 @@ def _has_just_begun(run: Run) -> bool:
     return run.status != "finished" and not run.best
 
 
-def _recipe(config: Mapping[str, Any], without: Sequence[str] = ()) -> str:
+def _recipe(run: Run, without: Sequence[str] = ()) -> str:
+    config = run.config
     data = {k: v for k, v in config["data"].items() if k not in ("root", "workers")}
     parts = {**{key: config.get(key) for key in _RECIPE if key not in without}, "data": data}
-    return json.dumps(parts, sort_keys=True)
+    return json.dumps({**parts, "files": run.result.get("data")}, sort_keys=True)
 
 
 def _by_recipe(runs: Sequence[Run]) -> tuple[Result, ...]:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[_recipe(run.config)].append(run)
+        groups[_recipe(run)].append(run)
     return tuple(Result(tuple(group)) for group in groups.values())
 
 
@@ -201,8 +225,3 @@ def _baseline(result: Result, candidates: Sequence[Result]) -> Result | None:
 
 def _std(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

@@ -213,3 +213,48 @@ def test_the_script_prints_the_table_and_refuses_a_folder_that_is_not_there(
     done = run_script("table1", "--runs", "gone")
     assert done.returncode == 2
     assert "--runs gone is not a folder" in done.stderr
+
+
+def test_other_data_is_not_averaged_nor_the_speed_of_other_machines(tmp_path: Path) -> None:
+    an = "+experiment=table1/resnet50_an"
+    for seed, (device, data) in enumerate((("H100", "a"), ("A100", "a"), ("A100", "b"))):
+        add_run(tmp_path, f"an{seed}", 22.0 + seed, an, seed=seed)
+        path = tmp_path / f"an{seed}" / "result.json"
+        result = json.loads(path.read_text())
+        result |= {"data": {"train": {"sha256": data}}, "hardware": {"device": device}}
+        path.write_text(json.dumps(result))
+        line = {"kind": "train", "step": 1, "images_per_second": 1000.0}
+        (tmp_path / f"an{seed}" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    table = build_table(tmp_path)
+    mixed, other = sorted(table.results, key=lambda result: result.seeds)
+    assert (mixed.seeds, other.seeds) == ((0, 1), (2,))
+    assert (mixed.top1_error, other.top1_error) == (22.5, 24.0)
+    assert (mixed.images_per_second, other.images_per_second) == (None, 1000.0)
+    assert "No speed where runs of a result ran on different machines." in to_markdown(table)
+
+
+def test_other_test_sets_have_columns(tmp_path: Path) -> None:
+    an = "+experiment=table1/resnet50_an"
+    for seed, error in enumerate((50.0, 52.0)):
+        add_run(tmp_path, f"an{seed}", 22.0, an, seed=seed)
+        evaluation = tmp_path / f"an{seed}" / "eval_imagenet_a.json"
+        evaluation.write_text(json.dumps({"top1_error": error}))
+    add_run(tmp_path, "bn", 23.0, "+experiment=table1/resnet50_bn")
+    (tmp_path / "bn" / "eval_real.json").write_text(json.dumps({"top1_error": 17.0}))
+    add_run(tmp_path, "bn1", 23.0, "+experiment=table1/resnet50_bn", seed=1)
+    table = build_table(tmp_path)
+    assert table.other_tests == ["imagenet_a"], "only one of two runs of BN has the other"
+    heads, _, *lines = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in to_markdown(table).splitlines()
+        if line.startswith("|")
+    )
+    column = heads.index("top-1 error, imagenet_a (%)")
+    shown = {line[0]: line[column] for line in lines}
+    assert shown["ResNet-50-AN"] == "51.00 ± 1.41"
+    assert shown["ResNet-50-BN"] == "n/a"
+    assert shown["MobileNet-v2-AN"] == "–"
+    (an_row,) = (
+        row for row in json.loads(to_json(table))["rows"] if row["norm"] == "an" and row["results"]
+    )
+    assert an_row["results"][0]["other_tests"] == {"imagenet_a": [50.0, 52.0]}
