@@ -58,6 +58,7 @@ gpu: $(READY)
 docs: $(READY)
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q -c constraints.txt -e '.[docs]'
 	$(BIN)/python scripts/model_zoo.py --check
+	$(BIN)/python scripts/docs_tables.py --check
 	$(BIN)/mkdocs build --strict
 
 # sdist and wheel in dist/: checked, installed in an empty environment, and trained with there.

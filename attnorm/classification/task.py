@@ -214,8 +214,8 @@ class Classification(ConfigurableTask):
             raise UserError("None of these images has a label that the model knows.")
         return {
             "loss": loss_sum / counted,
-            "top1_error": 100.0 * (1.0 - top1 / counted),
-            "top5_error": 100.0 * (1.0 - top5 / counted) if num_classes >= 5 else None,
+            "top1_error": 100.0 * (counted - top1) / counted,
+            "top5_error": 100.0 * (counted - top5) / counted if num_classes >= 5 else None,
             "images": int(counted),
         }
 
