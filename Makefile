@@ -28,7 +28,7 @@ table1-small: $(READY)
 grid-small: $(READY)
 	$(BIN)/python scripts/run_table.py --runs runs/grid-small \
 	  norm=bn,gn,se,eca,an recipe=paper,an_advanced,rsb_a3 seed=$(or $(SEEDS),0) \
-	  arch=mobilenetv2 epochs=24 batch_size=32 optim.reference_batch=256 \
+	  arch=mobilenetv2 epochs=16 batch_size=32 optim.reference_batch=256 \
 	  schedule.warmup_epochs=2 \
 	  data.image_size=32 data.resize_size=32 data.train_size=32
 
