@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from attnorm.config import CocoConfig, compose
@@ -16,6 +17,7 @@ from attnorm.detection.scenes import make_digit_scenes
 from benchmarks import command, detection, detection_rival
 
 
+@pytest.mark.slow
 def test_both_train_networks_of_one_shape(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     detection.add_arguments(parser)

@@ -299,10 +299,11 @@ def test_two_processes_train_and_evaluate_every_image_once(start: Start, tmp_pat
     assert alone["loss"] == pytest.approx(pair["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "normalizer",
     [
-        pytest.param(["norm=gn"], id="gn", marks=pytest.mark.slow),
+        pytest.param(["norm=gn"], id="gn"),
         pytest.param(["norm=an", "train.sync_bn=true"], id="an with sync_bn"),
     ],
 )
