@@ -17,7 +17,6 @@ from attnorm.reporting.runs import Run, common_speed, read_runs
 # What says where and how runs are kept, and not what they are.
 _ASIDE = (
     "name",
-    "recipe_name",
     "seed",
     "tracking",
     "checkpoint",

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from attnorm.errors import UserError
 from attnorm.reporting.grid.plan import Grid
@@ -115,3 +116,13 @@ def test_seeds_are_paired_and_runs_of_other_data_or_machines_are_not_mixed(
 def test_an_empty_folder_is_said_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no runs"):
         build_table(tmp_path)
+
+
+def test_recipes_that_come_to_the_same_stay_apart(tmp_path: Path) -> None:
+    for recipe, error in (("paper", 20.0), ("released", 22.0)):
+        run = write_run(tmp_path / recipe, "resnet50", "bn", [50.0, error], epochs=2)
+        config = yaml.safe_load((run / "config.yaml").read_text()) | {"recipe_name": recipe}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    cells = build_table(tmp_path).cells
+    found = {cell.label["recipe_name"]: cell.error for cell in cells}
+    assert found == {"paper": 20.0, "released": 22.0}
