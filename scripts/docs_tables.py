@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks is not installed
 
 from attnorm.reporting import markdown  # noqa: E402
-from benchmarks.measure import markdown_table  # noqa: E402
+from attnorm.reporting.cells import sign  # noqa: E402
+from benchmarks.measure import as_markdown  # noqa: E402
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RECORDS = ROOT / "docs" / "measured"
@@ -36,18 +37,8 @@ def filled(page: str) -> str:
 def _block(found: re.Match[str]) -> str:
     name = found.group(1)
     record = json.loads((RECORDS / f"{name}.json").read_text())
-    tables = [_grid(record)] if isinstance(record, list) else _benchmark(record)
-    text = "\n\n".join(tables)
+    text = _grid(record) if isinstance(record, list) else as_markdown(record).strip()
     return f"<!-- measured: {name} -->\n\n{text}\n\n<!-- end -->"
-
-
-def _benchmark(record: Mapping[str, Any]) -> list[str]:
-    """Its command and machine, and each of its tables under its title."""
-    parts = [f"`{record['command']}`  \n{record['machine']}"]
-    for title, values in record.items():
-        if title not in ("command", "machine"):
-            parts += [f"{title.replace('_', ' ').capitalize()}:", markdown_table(values)]
-    return parts
 
 
 def _grid(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -63,7 +54,7 @@ def _grid(cells: Sequence[Mapping[str, Any]]) -> str:
             _with_margin(f"{cell['top1_error']:.2f}", cell["top1_margin"]),
             ""
             if cell["to_bn"] is None
-            else _with_margin(_signed(cell["to_bn"]), cell["to_bn_margin"]),
+            else _with_margin(sign(cell["to_bn"], 2), cell["to_bn_margin"]),
             "" if cell["speed_to_bn"] is None else f"{cell['speed_to_bn']:.2f}",
             " ".join(f"{error:.2f}" for error in cell["top1_errors"]),
         ]
@@ -72,26 +63,19 @@ def _grid(cells: Sequence[Mapping[str, Any]]) -> str:
     return markdown.table(heads, rows)
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
 def _with_margin(text: str, margin: float | None) -> str:
     return text if margin is None else f"{text} ± {margin:.2f}"
 
 
 def main() -> int:
-    changed = []
-    for path in PAGES:
-        text = path.read_text()
-        if filled(text) != text:
-            changed.append(path)
+    pages = {path: path.read_text() for path in PAGES}
+    changed = {path: new for path, text in pages.items() if (new := filled(text)) != text}
     if "--check" in sys.argv[1:]:
         for path in changed:
             print(f"{path} shows other figures: run python scripts/docs_tables.py")
         return int(bool(changed))
-    for path in changed:
-        path.write_text(filled(path.read_text()))
+    for path, text in changed.items():
+        path.write_text(text)
         print(f"wrote {path}")
     return 0
 

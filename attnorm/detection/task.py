@@ -108,10 +108,12 @@ class Detection(ConfigurableTask):
         """For training: the classes are the categories of the annotations."""
         scenes, _ = _parts(config)
         task = cls(*data.categories(scenes))
-        halves = {"train": True, "val": False}
-        task._fingerprint = {
-            name: read_split(scenes, training).fingerprint() for name, training in halves.items()
-        }
+        if distributed.rank() == 0:
+            halves = {"train": True, "val": False}
+            task._fingerprint = {
+                name: read_split(scenes, training).fingerprint()
+                for name, training in halves.items()
+            }
         return task
 
     @classmethod

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from attnorm.reporting.comparison import Difference
-from attnorm.reporting.runs import Run
+from attnorm.reporting.runs import Run, several_machines
 
 
 def state(run: Run) -> str:
     """How far a run that has not finished came."""
     epochs = f"{run.result.get('epochs', 0)} of {run.config['epochs']} epochs"
     return f"seed {run.config['seed']} {run.status}, {epochs}"
+
+
+def no_common_speed(results: Iterable[Sequence[Run]]) -> list[str]:
+    """The remark on missing speeds, where one is missing."""
+    if any(several_machines(runs) for runs in results):
+        return ["No speed where runs of a result ran on different machines."]
+    return []
 
 
 def spread(mean: float | None, std: float | None, digits: int) -> str:

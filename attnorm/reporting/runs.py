@@ -77,9 +77,14 @@ class Run:
         return tuple(map(str, parts))
 
 
+def several_machines(runs: Sequence[Run]) -> bool:
+    """Whether their speeds may not be averaged or compared."""
+    return len({run.machine for run in runs}) > 1
+
+
 def common_speed(runs: Sequence[Run]) -> float | None:
     """Images per second, the median over the runs; None where they ran on different machines."""
-    if len({run.machine for run in runs}) > 1:
+    if several_machines(runs):
         return None
     return median(run.images_per_second for run in runs)
 

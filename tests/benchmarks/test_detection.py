@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,11 @@ def test_both_train_networks_of_one_shape(tmp_path: Path) -> None:
         )
     )
     assert list(ours.values()) == list(rival.values())
-    evaluated = [command.time_command(line, tmp_path) for line in _evaluations(args, tmp_path)]
+    lines = detection._evaluation(args, tmp_path / "trained")
+    evaluated = [command.time_command(line, tmp_path) for line in lines.values()]
     assert len(evaluated) == 2
     rows = command.compare(results, detection.OURS, 1)
     assert rows[0]["ours ÷ it"].startswith("1.000")
-
-
-def _evaluations(args: argparse.Namespace, folder: Path) -> Iterable[list[str]]:
-    return detection._evaluation(args, folder / "trained").values()
 
 
 def test_both_find_the_same_with_the_same_weights() -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from attnorm.reporting import markdown
-from attnorm.reporting.cells import joined, number, sign, signed, spread, state
+from attnorm.reporting.cells import joined, no_common_speed, number, sign, signed, spread, state
 from attnorm.reporting.detection_tables.paper import METRICS, PaperRow, notes_of, rows_of
 from attnorm.reporting.detection_tables.table import TASK, Result, Row, Table
 
@@ -69,9 +69,7 @@ def caption(table: Table) -> str:
 def remarks(table: Table) -> list[str]:
     """Runs that failed, and those that belong to no row."""
     lines = [f"{run.folder.name} failed: {run.message}" for run in table.failed]
-    results = [result for row in table.rows for result in row.results]
-    if any(len({run.machine for run in result.members}) > 1 for result in results):
-        lines.append("No speed where runs of a result ran on different machines.")
+    lines += no_common_speed(result.members for row in table.rows for result in row.results)
     groups: dict[tuple[str, str], int] = {}
     for run in table.others:
         key = (run.setting("task.name") or "unknown task", run.setting("data.name") or "no data")

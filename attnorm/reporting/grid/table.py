@@ -12,7 +12,7 @@ from typing import Any
 
 from attnorm.errors import UserError
 from attnorm.reporting.comparison import Difference, margin_of, paired_difference
-from attnorm.reporting.runs import Run, common_speed, read_runs
+from attnorm.reporting.runs import Run, common_speed, read_runs, several_machines
 
 # What says where and how runs are kept, and not what they are.
 _ASIDE = (
@@ -193,8 +193,8 @@ def _compared(cell: Cell, cells: Sequence[Cell]) -> Cell:
     ours, theirs = cell.errors(), bn.errors()
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     speeds = cell.images_per_second, bn.images_per_second
-    same_machine = {run.machine for run in (*cell.runs, *bn.runs)}
+    comparable = not several_machines([*cell.runs, *bn.runs])
     ratio = None
-    if speeds[0] and speeds[1] and len(same_machine) == 1:
+    if speeds[0] and speeds[1] and comparable:
         ratio = speeds[0] / speeds[1]
     return Cell(cell.label, cell.runs, paired_difference(pairs) if pairs else None, ratio)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from attnorm.reporting import markdown
-from attnorm.reporting.cells import joined, number, sign, signed, spread, state
+from attnorm.reporting.cells import joined, no_common_speed, number, sign, signed, spread, state
 from attnorm.reporting.comparison import Difference
 from attnorm.reporting.table1.paper import NOTES, ROWS
 from attnorm.reporting.table1.table import TASK, Result, Row, Table
@@ -58,9 +58,9 @@ def _test_column(test: str) -> str:
 
 def _test_cell(results: Sequence[Result], test: str) -> str:
     texts = []
-    for errors in (result.other_errors(test) for result in results):
+    for errors in (result.other_tests.get(test) for result in results):
         mean = statistics.fmean(errors) if errors else None
-        std = statistics.stdev(errors) if len(errors) > 1 else None
+        std = statistics.stdev(errors) if errors and len(errors) > 1 else None
         texts.append(spread(mean, std, DIGITS))
     return joined(texts)
 
@@ -109,8 +109,7 @@ def caption(table: Table) -> str:
 def remarks(table: Table) -> list[str]:
     """Runs that failed, and those that belong to no row."""
     lines = [f"{run.folder.name} failed: {run.message}" for run in table.failed]
-    if any(len({run.machine for run in result.members}) > 1 for result in table.results):
-        lines.append("No speed where runs of a result ran on different machines.")
+    lines += no_common_speed(result.members for result in table.results)
     groups: dict[tuple[str, str], int] = {}
     for run in table.others:
         key = (run.setting("task.name") or TASK, run.setting("data.name") or "unknown data")

@@ -68,11 +68,15 @@ class Result:
     def top5_std(self) -> float | None:
         return _std(self.errors("top5_error"))
 
-    def other_errors(self, test: str) -> list[float]:
-        """Top-1 errors on another test set or by other labels; empty if a run has none."""
-        found = [run.evaluations.get(test, {}).get("top1_error") for run in self.members]
-        known = [error for error in found if error is not None]
-        return known if len(known) == len(found) else []
+    @property
+    def other_tests(self) -> dict[str, list[float]]:
+        """Top-1 errors of all runs on other test sets and by other labels, by name."""
+        names = sorted(set.intersection(*(set(run.evaluations) for run in self.members)))
+        found: dict[str, list[Any]] = {
+            name: [run.evaluations[name].get("top1_error") for run in self.members]
+            for name in names
+        }
+        return {name: errors for name, errors in found.items() if None not in errors}
 
     @property
     def images_per_second(self) -> float | None:
@@ -95,10 +99,8 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         keys = ("seeds", "epochs", "lr", "top1_error", "top1_std", "top5_error", "top5_std")
-        values = {key: getattr(self, key) for key in (*keys, "images_per_second", "process_hours")}
-        names = sorted({name for run in self.members for name in run.evaluations})
-        errors = {name: self.other_errors(name) for name in names}
-        return {**values, "other_tests": {name: found for name, found in errors.items() if found}}
+        more = ("images_per_second", "process_hours", "other_tests")
+        return {key: getattr(self, key) for key in (*keys, *more)}
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,7 @@ class Table:
     @property
     def other_tests(self) -> list[str]:
         """Other test sets and labels that a result has errors of."""
-        names = {
-            name for result in self.results for run in result.members for name in run.evaluations
-        }
-        return sorted(
-            name for name in names if any(result.other_errors(name) for result in self.results)
-        )
+        return sorted({name for result in self.results for name in result.other_tests})
 
 
 def build_table(runs: Path | None = None, data: str = "imagenet") -> Table:
