@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from attnorm.reporting import drawing
 from attnorm.reporting.runs import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +32,24 @@ def command(*arguments: str) -> None:
     finished = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
     if finished.returncode:
         sys.exit(finished.returncode)
+
+
+def curves() -> Figure:
+    """Top-1 error by epoch."""
+    figure = Figure(figsize=(5.2, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    for norm in NORMS:
+        lines = read_run(ROOT / run_dir(norm)).lines("eval")
+        axes.plot(
+            [line["epoch"] for line in lines],
+            [line["top1_error"] for line in lines],
+            label=f"ResNet-50-{norm.upper()}",
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 error (%)")
+    axes.legend(frameon=False)
+    return figure
 
 
 def show() -> None:
@@ -51,7 +71,12 @@ def show() -> None:
     CONSOLE.print()
     CONSOLE.print(table)
     CONSOLE.print("\nrun folders    runs/demo_resnet50_an  runs/demo_resnet50_bn")
-    CONSOLE.print("curves         .venv/bin/tensorboard --logdir runs")
+    drawing.save(curves, ROOT / "runs", "demo_curves")
+    CONSOLE.print("curves         runs/demo_curves.png, or .venv/bin/tensorboard --logdir runs")
+    CONSOLE.print(
+        "your images    .venv/bin/python train.py norm=an data=folder data.root=/path/to/photos"
+        "    (train/CLASS/*.jpg, val/CLASS/*.jpg)"
+    )
     CONSOLE.print(
         "on ImageNet    .venv/bin/torchrun --standalone --nproc-per-node=8 train.py arch=resnet50"
         " norm=an data=imagenet data.root=/path/to/imagenet batch_size=64"

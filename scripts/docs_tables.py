@@ -5,7 +5,7 @@
 
 A page names a record between two comments, ``<!-- measured: NAME -->`` and ``<!-- end -->``; what
 stands between them is replaced. A record ``NAME.json`` is what ``python -m benchmarks … --json``
-wrote, or the ``grid.json`` of ``attnorm run-table``'s report.
+wrote, or the ``grid.json`` or ``classes.json`` of ``attnorm run-table``'s report.
 """
 
 from __future__ import annotations
@@ -37,16 +37,24 @@ def filled(page: str) -> str:
 def _block(found: re.Match[str]) -> str:
     name = found.group(1)
     record = json.loads((RECORDS / f"{name}.json").read_text())
-    text = _grid(record) if isinstance(record, list) else as_markdown(record).strip()
+    if isinstance(record, list):
+        text = _grid(record)
+    elif "command" in record:
+        text = as_markdown(record).strip()
+    else:
+        text = "\n\n".join(map(_classes, record.values()))
     return f"<!-- measured: {name} -->\n\n{text}\n\n<!-- end -->"
 
 
 def _grid(cells: Sequence[Mapping[str, Any]]) -> str:
-    """A line per cell: its error with every seed's, and its difference to batch norm."""
+    """A line per cell: its error with every seed's, and its difference to batch norm.
+
+    No speeds: runs of a grid may share their machine with others.
+    """
     known = ("norm", "seeds", "top1_errors", "top1_error", "top1_margin", "to_bn", "to_bn_margin")
     aside = (*known, "images_per_second", "speed_to_bn", "process_hours")
     axes = [key for key in cells[0] if key not in aside]
-    heads = [*axes, "norm", "top-1 error, %", "− bn, by seed", "speed ÷ bn", "every seed"]
+    heads = [*axes, "norm", "top-1 error, %", "− bn, by seed", "every seed"]
     rows = [
         [
             *(str(cell[axis]) for axis in axes),
@@ -55,12 +63,21 @@ def _grid(cells: Sequence[Mapping[str, Any]]) -> str:
             ""
             if cell["to_bn"] is None
             else _with_margin(sign(cell["to_bn"], 2), cell["to_bn_margin"]),
-            "" if cell["speed_to_bn"] is None else f"{cell['speed_to_bn']:.2f}",
             " ".join(f"{error:.2f}" for error in cell["top1_errors"]),
         ]
         for cell in cells
     ]
     return markdown.table(heads, rows)
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line per class."""
+    heads = list(rows[0])
+    lines = [
+        [row["class"], f"{row['bn']:.1f}", *(sign(row[head], 1) for head in heads[2:])]
+        for row in rows
+    ]
+    return markdown.table(heads, lines)
 
 
 def _with_margin(text: str, margin: float | None) -> str:

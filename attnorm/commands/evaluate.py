@@ -7,7 +7,8 @@ checkpoint=PATH     a last.pt or best.pt; the model is built from the config ins
 predictions=FILE    instead of a checkpoint: a detector's predictions in COCO's result format, with
                     data=coco data.root=... that they were made on
 loaders=all         the same images through DALI, torch and timm's transform, or [dali,torch]:
-                    their errors beside each other, written to loaders.json
+                    their errors beside each other, written to loaders.json. With checkpoint= given
+                    several times, also each one's errors by every loader, and over all of them
 labels=real         the reassessed labels of ILSVRC's validation images (ReaL)
 classes=NAME        imagenet_a or imagenet_r: only their 200 classes can be the answer, for data=
                     imagenet_a and imagenet_r
@@ -47,7 +48,7 @@ from attnorm.run.trained import KEYS, Trained
 class EvalArguments:
     """What ``eval.py`` takes beside keys of the config."""
 
-    checkpoint: str | None = None
+    checkpoint: list[str] = field(default_factory=list)
     predictions: str | None = None
     output: str | None = None
     loaders: Any = None
@@ -68,11 +69,13 @@ def main(arguments: Sequence[str]) -> int:
         own, overrides, _ = schema.read_arguments(arguments, EvalArguments, keys, "eval.py")
         if own.predictions is not None:
             return _evaluate_file(own, overrides)
-        if own.checkpoint is None:
+        if not own.checkpoint:
             raise UserError("checkpoint is not set: pass checkpoint=runs/NAME/best.pt.")
-        path, output = Path(own.checkpoint), _output(own)
+        path, output = Path(own.checkpoint[0]), _output(own)
         if own.loaders is not None:
-            return _compare_loaders(own, path, output or path.parent / "loaders.json", overrides)
+            return _compare_loaders(own, output or path.parent / "loaders.json", overrides)
+        if len(own.checkpoint) > 1:
+            raise UserError("several checkpoints are for loaders=: evaluate one at a time.")
         evaluated = evaluate_checkpoint(
             path,
             overrides,
@@ -86,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
         if distributed.rank() == 0:
             trained = evaluated.trained
             output = output or path.parent / f"{_name(own, trained)}.json"
-            source = {"checkpoint": own.checkpoint, "weights": own.weights, **_grading(own)}
+            source = {"checkpoint": str(path), "weights": own.weights, **_grading(own)}
             source["data"] = trained.config.data.name
             found = trained.task.report(output.parent)
             write_json(output, {**source, **evaluated.metrics, **found})
@@ -130,17 +133,20 @@ def _output(own: EvalArguments) -> Path | None:
     return output
 
 
-def _compare_loaders(own: EvalArguments, path: Path, output: Path, overrides: Sequence[str]) -> int:
+def _compare_loaders(own: EvalArguments, output: Path, overrides: Sequence[str]) -> int:
     from attnorm.run import loader_parity  # timm's transforms take a second to import
 
     names, missing = loader_parity.chosen_loaders(own.loaders)
-    results, images = loader_parity.compare_loaders(
-        path, names, [*overrides, f"device={own.device}"], weights=own.weights, allow=own.allow
-    )
-    source = {"checkpoint": own.checkpoint, "weights": own.weights}
-    write_json(output, {**source, **loader_parity.as_record(results, images)})
+    changes = [*overrides, f"device={own.device}"]
+    comparisons = [
+        loader_parity.compare_loaders(
+            Path(path), names, changes, weights=own.weights, allow=own.allow
+        )
+        for path in own.checkpoint
+    ]
+    write_json(output, {"weights": own.weights, **loader_parity.as_record(comparisons)})
     console = Console()
-    loader_parity.show(results, images, str(path), console)
+    loader_parity.show(comparisons, console)
     for name in missing:
         console.print(f"loader={name} is not installed here")
     console.print(f"written to {output}", highlight=False, soft_wrap=True, markup=False)
@@ -151,7 +157,7 @@ def _evaluate_file(own: EvalArguments, overrides: Sequence[str]) -> int:
     """A file of predictions against the annotations that ``data`` names."""
     from attnorm.detection.task import Detection, evaluate_file  # a second of imports
 
-    if own.checkpoint is not None:
+    if own.checkpoint:
         raise UserError("predictions= and checkpoint= exclude each other: give one of them.")
     assert own.predictions is not None
     path = Path(own.predictions)

@@ -1,4 +1,4 @@
-"""One checkpoint through several loaders: the same images, decoded and resized by other code."""
+"""Checkpoints through several loaders: the same images, decoded and resized by other code."""
 
 from __future__ import annotations
 
@@ -58,6 +58,21 @@ def chosen_loaders(wanted: str | Sequence[str]) -> tuple[list[str], list[str]]:
     return names, []
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A checkpoint through every loader.
+
+    Attributes:
+        trained_with: the loader that its config names.
+        images: of the validation set.
+    """
+
+    checkpoint: str
+    trained_with: str
+    images: int
+    loaders: tuple[LoaderResult, ...]
+
+
 @torch.inference_mode()
 def compare_loaders(
     path: Path,
@@ -66,8 +81,8 @@ def compare_loaders(
     *,
     weights: str = "model",
     allow: Collection[str] = (),
-) -> tuple[list[LoaderResult], int]:
-    """Evaluate the checkpoint at ``path`` through every loader at once; the images' number too.
+) -> Comparison:
+    """Evaluate the checkpoint at ``path`` through every loader at once.
 
     Raises:
         UserError: the checkpoint, the data or a loader cannot be had, the task is another one, or
@@ -83,7 +98,7 @@ def compare_loaders(
         counts, images, classes = _count(trained, loaders)
     share = 100.0 / images
     pixels = images * labelled_images(trained.config).image_size ** 2 * 3
-    results = [
+    results = tuple(
         LoaderResult(
             loader=name,
             top1_error=share * wrong1,
@@ -92,8 +107,8 @@ def compare_loaders(
             pixel_difference=levels / pixels,
         )
         for name, (wrong1, wrong5, other, levels) in zip(names, counts.tolist(), strict=True)
-    ]
-    return results, images
+    )
+    return Comparison(str(path), trained.trained_with, images, results)
 
 
 def _loader(trained: Trained, name: str) -> Loader:
@@ -131,26 +146,60 @@ def _count(trained: Trained, loaders: Sequence[Loader]) -> tuple[Tensor, int, in
     return counts, seen, classes
 
 
-def as_record(results: Sequence[LoaderResult], images: int) -> dict[str, Any]:
+def as_record(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """For a JSON file."""
-    return {"images": images, "loaders": [asdict(result) for result in results]}
+    return {"checkpoints": [asdict(comparison) for comparison in comparisons]}
 
 
-def show(results: Sequence[LoaderResult], images: int, title: str, console: Console) -> None:
-    """The errors beside each other."""
-    table = Table(title=title, title_justify="left")
+def show(comparisons: Sequence[Comparison], console: Console) -> None:
+    """The errors beside each other; of several checkpoints, also each one's by every loader."""
+    for comparison in comparisons:
+        console.print(_by_loader(comparison))
+        first = comparison.loaders[0].loader
+        console.print(f"{comparison.images:,} images; differences are to loader={first}")
+    if len(comparisons) > 1:
+        console.print(_by_training(comparisons))
+
+
+def _by_loader(comparison: Comparison) -> Table:
+    table = Table(title=comparison.checkpoint, title_justify="left")
     table.add_column("loader")
     for column in ("top-1", "top-5", "Δ top-1", "other predictions", "pixels, levels"):
         table.add_column(column, justify="right")
-    for result in results:
+    for result in comparison.loaders:
         top5 = "n/a" if result.top5_error is None else f"{result.top5_error:.2f} %"
         table.add_row(
             result.loader,
             f"{result.top1_error:.2f} %",
             top5,
-            f"{result.top1_error - results[0].top1_error:+.2f}",
+            f"{result.top1_error - comparison.loaders[0].top1_error:+.2f}",
             f"{result.other_predictions:.2f} %",
             f"{result.pixel_difference:.3f}",
         )
-    console.print(table)
-    console.print(f"{images:,} images; differences are to loader={results[0].loader}")
+    return table
+
+
+def _by_training(comparisons: Sequence[Comparison]) -> Table:
+    """A line per checkpoint, and one over all decisions."""
+    table = Table(title="top-1 errors, %", title_justify="left")
+    table.add_column("trained with")
+    table.add_column("images", justify="right")
+    for result in comparisons[0].loaders:
+        table.add_column(f"by {result.loader}", justify="right")
+    for comparison in comparisons:
+        errors = [f"{result.top1_error:.2f}" for result in comparison.loaders]
+        table.add_row(comparison.trained_with, f"{comparison.images:,}", *errors)
+    total = sum(comparison.images for comparison in comparisons)
+    together = (
+        sum(result.top1_error * images for images, result in column) / total
+        for column in zip(
+            *(
+                [(comparison.images, result) for result in comparison.loaders]
+                for comparison in comparisons
+            ),
+            strict=True,
+        )
+    )
+    table.add_section()
+    table.add_row("together", f"{total:,}", *(f"{error:.3f}" for error in together))
+    return table

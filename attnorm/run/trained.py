@@ -33,11 +33,13 @@ DEFAULTS = ("loader=auto", "precision=auto", "device=auto")
 class Trained:
     """A model in evaluation mode, on its device.
 
-    ``trained_on`` names the data set that it comes from; ``config.data`` is what it looks at.
+    ``trained_on`` and ``trained_with`` name the data set and the loader that it comes from;
+    ``config`` has what it looks at, and through which.
     """
 
     path: Path
     trained_on: str
+    trained_with: str
     config: Config
     task: ConfigurableTask
     model: nn.Module
@@ -135,7 +137,8 @@ def load_trained(
     model = model.to(process.device).to(memory_format=placement.memory_format).eval()
     precision = resolve_precision(config.precision, process.device)
     set_backends(precision.name)
-    return Trained(path, stored["data"]["name"], config, task, model, placement, precision)
+    origin = stored["data"]["name"], stored["loader"]["name"]
+    return Trained(path, *origin, config, task, model, placement, precision)
 
 
 def _plain(stored: Any, path: Path) -> dict[str, Any]:

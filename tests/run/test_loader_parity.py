@@ -38,8 +38,8 @@ def test_errors_are_those_of_each_loader_alone(
     checkpoint = f"checkpoint={folder / 'last.pt'}"
 
     assert main([checkpoint, "loaders=all"]) == 0
-    record = json.loads((folder / "loaders.json").read_text())
-    assert record["images"] == 21
+    (record,) = json.loads((folder / "loaders.json").read_text())["checkpoints"]
+    assert (record["images"], record["trained_with"]) == (21, "torch")
     rows = {row["loader"]: row for row in record["loaders"]}
     assert list(rows)[-2:] == ["torch", "timm"]
     for name, row in rows.items():
@@ -53,6 +53,40 @@ def test_errors_are_those_of_each_loader_alone(
     assert rows["torch"]["pixel_difference"] < 1
     # On noise a pixel wide, which no photograph has, ways of resizing differ most.
     assert 0.05 < rows["timm"]["pixel_difference"] < 20
+
+
+def test_what_one_loader_trained_is_evaluated_by_all(
+    start: Callable[..., subprocess.CompletedProcess[str]],
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = ["data=folder", f"data.root={photos}", "data.image_size=32", "data.resize_size=35"]
+    checkpoints = []
+    for loader, seed in (("dali", 1), ("torch", 2)):
+        folder = tmp_path / loader
+        arguments = [*SHORT, *SMALL_RESNET, *data, f"loader={loader}", f"seed={seed}"]
+        done = start("train.py", *arguments, "batch_size=8", f"hydra.run.dir={folder}")
+        assert done.returncode == 0, done.stderr
+        checkpoints.append(f"checkpoint={folder / 'last.pt'}")
+
+    output = tmp_path / "both.json"
+    assert main([*checkpoints, "loaders=all", f"output={output}"]) == 0
+    of_dali, of_torch = json.loads(output.read_text())["checkpoints"]
+    assert (of_dali["trained_with"], of_torch["trained_with"]) == ("dali", "torch")
+    shown = capsys.readouterr().out.splitlines()
+    for record in (of_dali, of_torch):
+        errors = [f"{row['top1_error']:.2f}" for row in record["loaders"]]
+        found = [line for line in shown if line.split()[1:2] == [record["trained_with"]]]
+        assert any(line.split()[3::2] == ["21", *errors] for line in found), shown
+    mean = (of_dali["loaders"][1]["top1_error"] + of_torch["loaders"][1]["top1_error"]) / 2
+    (together,) = (line for line in shown if "together" in line)
+    assert together.split()[3] == "42"
+    assert together.split()[7] == f"{mean:.3f}"
+
+    with pytest.raises(SystemExit, match="2"):
+        main(checkpoints)
+    assert "evaluate one at a time" in capsys.readouterr().err
 
 
 def test_timms_pixels_are_those_of_the_torch_loader_where_nothing_is_resized(

@@ -92,7 +92,7 @@ class Grid:
                 value if key.lstrip("+") in _NAMED else f"{key.rpartition('.')[2]}{value}"
                 for (key, _), value in zip(self.axes, cell, strict=True)
             )
-            name = re.sub(r"[^\w.+-]+", "-", name) or "run"
+            name = re.sub(r"[^\w.+-]+", "-", name).strip("-") or "run"
             folder = self.runs / name
             settings = [*self._settings(cell), *self.common, f"name={name}"]
             command = (*launcher(self.processes), *settings, f"hydra.run.dir={folder}")

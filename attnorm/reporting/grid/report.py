@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from attnorm.files import write_text
 from attnorm.reporting import markdown, page
 from attnorm.reporting.cells import number, signed, state
+from attnorm.reporting.grid import classes
 from attnorm.reporting.grid.table import Cell, Table
 
 _HEADS = (
@@ -23,14 +25,20 @@ def summary(table: Table) -> str:
 
 
 def write_report(table: Table, folder: Path) -> None:
-    """Write ``index.html``, ``grid.md``, ``grid.csv`` and ``grid.json`` into ``folder``."""
+    """Write ``index.html``, ``grid.md``, ``grid.csv`` and ``grid.json`` into ``folder``.
+
+    And ``classes.json``, where runs were evaluated class by class.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     notes = "".join(f"\n- {note}" for note in remarks(table))
     write_text(folder / "grid.md", f"{summary(table)}\n{notes}\n")
     records = [cell.as_dict() for cell in table.cells]
     write_text(folder / "grid.json", json.dumps(records, indent=2) + "\n")
     write_text(folder / "grid.csv", _csv(table))
-    write_text(folder / "index.html", to_html(table))
+    by_class = classes.class_tables(table)
+    if by_class:
+        write_text(folder / "classes.json", json.dumps(by_class, indent=2) + "\n")
+    write_text(folder / "index.html", to_html(table, by_class))
 
 
 def remarks(table: Table) -> list[str]:
@@ -46,22 +54,23 @@ def remarks(table: Table) -> list[str]:
     return notes
 
 
-def to_html(table: Table) -> str:
+def to_html(table: Table, by_class: Mapping[str, classes.Rows]) -> str:
     """The whole page."""
     rows = [_cells(table, cell) for cell in table.cells]
     heads = [*table.axes, *_HEADS]
     column = heads.index(_HEADS[3])
-    classes = []
+    kinds_of_rows = []
     for cell in table.cells:
         kinds = [""] * len(heads)
         if cell.to_bn is not None and cell.to_bn.is_clear:
             kinds[column] = "good" if cell.to_bn.value < 0 else "bad"
-        classes.append(kinds)
+        kinds_of_rows.append(kinds)
     per_seed = [[*cell.label.values(), cell.norm, _errors(cell)] for cell in table.cells]
     sections = [
-        page.table(heads, rows, classes),
+        page.table(heads, rows, kinds_of_rows),
         page.items(remarks(table)),
         page.section("Every seed", page.table([*table.axes, "norm", "seed: error, %"], per_seed)),
+        classes.to_html(by_class),
     ]
     return page.page(f"Grid of {table.runs.name}", sections)
 

@@ -180,13 +180,15 @@ def _shown(run: Run, axis: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def is_compared_with(cell: Cell, other: Cell) -> bool:
+    """Whether ``other`` is batch norm under everything else of the cell."""
+    if cell.norm == BASELINE or other.norm != BASELINE:
+        return False
+    return _surroundings(cell.runs[0]) == _surroundings(other.runs[0])
+
+
 def _compared(cell: Cell, cells: Sequence[Cell]) -> Cell:
-    if cell.norm == BASELINE:
-        return cell
-    own = _surroundings(cell.runs[0])
-    baselines = [
-        other for other in cells if other.norm == BASELINE and _surroundings(other.runs[0]) == own
-    ]
+    baselines = [other for other in cells if is_compared_with(cell, other)]
     if not baselines:
         return cell
     (bn, *_) = baselines

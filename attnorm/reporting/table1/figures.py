@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attnorm.reporting.drawing import Drawing
+from attnorm.reporting.per_class import ClassDifferences
 from attnorm.reporting.runs import Run
-from attnorm.reporting.table1.per_class import ClassDifferences
 from attnorm.reporting.table1.table import Result, Row, Table
 
 # Colour by architecture, line by normalizer. Mid-tones: they must show on white and on black.

@@ -12,8 +12,8 @@ import yaml
 
 from attnorm.config import config_directory
 from attnorm.errors import UserError
+from attnorm.reporting import per_class
 from attnorm.reporting.queue import CONSOLE, PlannedRun, launcher, run_all
-from attnorm.reporting.table1 import per_class
 from attnorm.reporting.table1.paper import ROWS
 from attnorm.reporting.table1.report import summary, write_report
 from attnorm.reporting.table1.table import build_table
@@ -68,7 +68,7 @@ def train_table(wanted: TableRuns) -> int:
     status = run_all(plan_runs(wanted), wanted.runs)
     if status != EXIT_INTERRUPTED:
         table = build_table(wanted.runs, wanted.data)
-        per_class.evaluate_missing([result for row in table.rows for result in row.results])
+        per_class.evaluate_missing(run for result in table.results for run in result.members)
         write_report(table, wanted.runs / "report")
         CONSOLE.print("\n" + summary(table), markup=False)
         CONSOLE.print(f"report: {wanted.runs / 'report' / 'index.html'}", markup=False)

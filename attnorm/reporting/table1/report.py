@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnorm.files import write_text
-from attnorm.reporting import drawing, page
-from attnorm.reporting.table1 import figures, formats, per_class
+from attnorm.reporting import drawing, page, per_class
+from attnorm.reporting.per_class import ClassDifferences
+from attnorm.reporting.table1 import figures, formats
 from attnorm.reporting.table1.paper import NOTES
-from attnorm.reporting.table1.per_class import ClassDifferences
 from attnorm.reporting.table1.table import Row, Table, build_table
 
 EXTREMES = 10  # classes listed at either end of a long ranking
@@ -38,8 +38,8 @@ def show_table(
     """
     table = build_table(runs, data)
     if evaluate is not None:
-        results = table.results
-        per_class.evaluate_missing(results, evaluate)
+        runs_of_rows = (run for result in table.results for run in result.members)
+        per_class.evaluate_missing(runs_of_rows, evaluate)
     sys.stdout.write(formats.FORMATS[form](table) + "\n")
     if html:
         write_html(table, html)
@@ -138,7 +138,7 @@ def _class_differences(table: Table) -> list[ClassDifferences]:
     for (arch, norm), results in by_norm.items():
         baseline = by_norm.get((arch, "bn"), ())
         if norm == "an" and results and baseline:
-            differences = per_class.class_differences(arch, results[0], baseline[0])
+            differences = per_class.class_differences(arch, results[0].members, baseline[0].members)
             if differences is not None:
                 found.append(differences)
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from attnorm.commands.evaluate import main
 from attnorm.errors import UserError
 from attnorm.reporting.grid.plan import Grid
 from attnorm.reporting.grid.report import summary, write_report
@@ -38,6 +39,15 @@ def test_values_with_commas_are_axes_and_the_first_table_is_whole_early(tmp_path
     (command, *_) = (run.command for run in grid.plan())
     assert {"norm=bn", "seed=0", "data.crop_scale=[0.35,1]", "epochs=2"} <= set(command)
     assert f"hydra.run.dir={tmp_path / 'bn_lr0.1_seed0'}" in command
+
+
+def test_experiments_in_pairs_are_an_axis_and_name_their_runs(tmp_path: Path) -> None:
+    pairs = "+experiment=[ablation/an_k1,photos_resnet50],[ablation/se_bn3,photos_resnet50]"
+    grid = Grid.read([pairs, "seed=0"], tmp_path)
+    assert [run.name for run in grid.plan()] == [
+        "ablation-an_k1-photos_resnet50-_seed0",
+        "ablation-se_bn3-photos_resnet50-_seed0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +91,26 @@ def test_two_queues_share_a_grid_and_its_report_compares_seed_by_seed(tmp_path: 
     again = run_script("run_table", "--runs", str(tmp_path), "norm=bn,an", "seed=0,1", *TINY)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("finished before") == 4
+    _class_errors_are_those_of_the_last_checkpoints(tmp_path)
+
+
+def _class_errors_are_those_of_the_last_checkpoints(runs: Path) -> None:
+    done = run_script("run_table", "--runs", str(runs), "--report", "--per-class")
+    assert done.returncode == 0, done.stderr
+    (rows,) = json.loads((runs / "report" / "classes.json").read_text()).values()
+    assert [row["class"] for row in rows] == [str(digit) for digit in range(10)]
+    of_seeds = []
+    for seed in (0, 1):
+        folder = runs / f"an_mobilenetv2_seed{seed}"
+        stored = json.loads((folder / "per_class_final.json").read_text())
+        assert main([f"checkpoint={folder / 'last.pt'}"]) == 0
+        whole = json.loads((folder / "eval.json").read_text())["top1_error"]
+        wrong = sum(n * e for n, e in zip(stored["images"], stored["top1_error"], strict=True))
+        assert wrong / 360 == pytest.approx(whole)
+        of_seeds.append(stored["top1_error"])
+    for row, first, second in zip(rows, *of_seeds, strict=True):
+        assert row["bn"] + row["an − bn"] == pytest.approx((first + second) / 2)
+    assert "Class by class" in (runs / "report" / "index.html").read_text()
 
 
 def test_seeds_are_paired_and_runs_of_other_data_or_machines_are_not_mixed(

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from attnorm.files import write_json
+from attnorm.reporting import per_class
 from attnorm.reporting.runs import read_runs
-from attnorm.reporting.table1 import per_class
 from attnorm.reporting.table1.formats import remarks, to_markdown
 from attnorm.reporting.table1.report import write_report
 from attnorm.reporting.table1.table import Row, Table, build_table
@@ -32,7 +32,9 @@ def _write_classes(run: Path, errors: Sequence[float | None]) -> None:
     result = json.loads((run / "result.json").read_text())
     best = {key: result["best"][key] for key in ("step", "top1_error")}
     content = {"class_names": CLASSES, "images": [9, 9, 9], "top1_error": errors}
-    write_json(run / per_class.FILE, {"best": {**best, "seed": result["seed"]}, **content})
+    write_json(
+        run / per_class.FILES["best"][1], {"best": {**best, "seed": result["seed"]}, **content}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ def test_other_data_sets_are_named_and_left_out(runs: Path) -> None:
 
 def test_class_differences_are_means_over_seeds_of_classes_with_images(table: Table) -> None:
     an, bn = (_row(table, f"ResNet-50-{norm}").results[0] for norm in ("AN", "BN"))
-    found = per_class.class_differences("resnet50", an, bn)
+    found = per_class.class_differences("resnet50", an.members, bn.members)
     assert found is not None
     assert found.class_names == ("ant", "bee")
     assert found.ranked() == [("ant", -2.5), ("bee", 2.0)]
