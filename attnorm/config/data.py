@@ -21,8 +21,9 @@ class DataConfig:
     horizontal_flip: bool = True
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    # Processes of the torch loader (0: none), threads of DALI.
-    workers: int = 4
+    # Processes of the torch loader (0: none), threads of DALI; null: one per core that each process
+    # of the run has, at most 8.
+    workers: int | None = None
     # Put the next image in the place of one that cannot be decoded, instead of stopping.
     skip_broken: bool = False
 
@@ -30,7 +31,8 @@ class DataConfig:
         for key, values in (("data.mean", self.mean), ("data.std", self.std)):
             require(len(values) == 3, key, values, "three numbers, one per colour channel")
         require(min(self.std) > 0, "data.std", self.std, "three positive numbers")
-        require(self.workers >= 0, "data.workers", self.workers, "0 or more")
+        known = self.workers is None or self.workers >= 0
+        require(known, "data.workers", self.workers, "0 or more, or null for one per core")
 
 
 @dataclass

@@ -25,6 +25,7 @@ from attnorm.data.shards import read_shards
 from attnorm.data.source import ImageSource
 from attnorm.data.synthetic import SyntheticLoader
 from attnorm.data.transforms import eval_transform, train_transform
+from attnorm.data.workers import worker_count
 from attnorm.distributed import Placement
 from attnorm.errors import UserError
 
@@ -251,7 +252,7 @@ def _build(
         plan,
         transform,
         PixelNormalization(config.mean, config.std, **target),
-        workers=config.workers,
+        workers=worker_count(config.workers),
         prefetch=loader.prefetch,
         skip_broken=config.skip_broken,
     )

@@ -1,10 +1,19 @@
-"""What a process has to do before it forks others."""
+"""How many workers a loader has, and what a process has to do before it forks them."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from attnorm import distributed
+
+_MOST = 8  # by default: more of them wait for a disk, or take memory
+
+
+def worker_count(wanted: int | None) -> int:
+    """``data.workers``, or as many as there are cores for this process, at most 8."""
+    return min(distributed.cores_per_process(), _MOST) if wanted is None else wanted
 
 
 @contextmanager

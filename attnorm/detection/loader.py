@@ -24,6 +24,7 @@ from attnorm.data.worker_batches import (
     WorkerBatches,
     uninitialized_pixels,
 )
+from attnorm.data.workers import worker_count
 from attnorm.detection.batch import DetectionBatch, InstanceMasks, Targets
 from attnorm.detection.coco import CocoData, TrainingView, read_split, training_view
 from attnorm.detection.masks import IGNORED, semantic_size
@@ -220,7 +221,8 @@ class DetectionLoader(Loader):
         placement: Placement,
         prefetch: int,
     ) -> None:
-        self.data, self.num_images, self.workers = samples.data, len(samples), config.workers
+        self.data, self.num_images = samples.data, len(samples)
+        self.workers = worker_count(config.workers)
         self._samples, self._plan = samples, plan
         self.referee = config.referee
         self._device = placement.device
@@ -236,7 +238,7 @@ class DetectionLoader(Loader):
         self._answers = WorkerBatches(
             _Batches(samples, config.size_divisible),
             plan,
-            workers=config.workers,
+            workers=self.workers,
             prefetch=prefetch,
             pin_memory=placement.device.type == "cuda",
         )

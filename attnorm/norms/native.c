@@ -15,6 +15,8 @@ typedef ptrdiff_t idx;
 #define INLINE static inline __attribute__((always_inline))
 /* 64 x 64 floats stay in the first-level cache for a second look. */
 enum { CHANNEL_BLOCK = 64, PIXEL_BLOCK = 64, AHEAD = 8 };
+/* Threads meet in about the time that one needs for so many numbers. */
+enum { SMALL = 8192 };
 
 #ifdef BFLOAT16
 typedef unsigned short element;
@@ -95,13 +97,72 @@ static inline float lane_sum(lanes v) {
   return (c[0] + c[1]) + (c[2] + c[3]);
 }
 
-static inline float dot(const float *a, const float *b, idx size) {
-  lanes sums = {0};
-  float rest = 0;
+/* The attention's matrices are small, so that what counts is how often they are loaded: sums of
+ * several rows, or of several strips of sixteen columns, are in registers at once. */
+#ifdef __AVX512F__
+enum { ROWS = 5, STRIPS = 4 };
+#else
+enum { ROWS = 5, STRIPS = 1 };
+#endif
+
+/* out[t] = a . b[t], of ``count`` rows of b */
+INLINE void dot_rows(const float *a, const float *b, float *out, idx c, const int count) {
+  lanes sums[ROWS] = {{0}};
+  float rests[ROWS] = {0};
   idx j = 0;
-  for (; j + LANES <= size; j += LANES) sums += *(const lanes *)(a + j) * *(const lanes *)(b + j);
-  for (; j < size; j++) rest += a[j] * b[j];
-  return lane_sum(sums) + rest;
+  for (; j + LANES <= c; j += LANES) {
+    const lanes value = *(const lanes *)(a + j);
+    for (int t = 0; t < count; t++) sums[t] += value * *(const lanes *)(b + t * c + j);
+  }
+  for (; j < c; j++)
+    for (int t = 0; t < count; t++) rests[t] += a[j] * b[t * c + j];
+  for (int t = 0; t < count; t++) out[t] = lane_sum(sums[t]) + rests[t];
+}
+
+static void dots(const float *a, const float *b, float *out, idx c, idx rows) {
+  idx t = 0;
+  for (; t + ROWS <= rows; t += ROWS) dot_rows(a, b + t * c, out + t, c, ROWS);
+  for (; t < rows; t++) dot_rows(a, b + t * c, out + t, c, 1);
+}
+
+/* out[t] = sum over i of factors[i * step + t] * values[i], in columns of ``strips`` times sixteen;
+ * rows of values and of out are c apart. */
+INLINE void sum_strips(const float *factors, idx step, const float *values, float *out, idx c,
+                       idx size, const int count, const int strips) {
+  lanes sums[ROWS][STRIPS] = {{{0}}};
+  for (idx i = 0; i < size; i++)
+    for (int s = 0; s < strips; s++) {
+      const lanes value = *(const lanes *)(values + i * c + s * LANES);
+      for (int t = 0; t < count; t++) sums[t][s] += factors[i * step + t] * value;
+    }
+  for (int t = 0; t < count; t++)
+    for (int s = 0; s < strips; s++) *(lanes *)(out + t * c + s * LANES) = sums[t][s];
+}
+
+INLINE void sum_columns(const float *factors, idx step, const float *values, float *out, idx c,
+                        idx from, idx end, idx size, const int count) {
+  idx j = from;
+  for (; j + STRIPS * LANES <= end; j += STRIPS * LANES)
+    sum_strips(factors, step, values + j, out + j, c, size, count, STRIPS);
+  for (; j + LANES <= end; j += LANES)
+    sum_strips(factors, step, values + j, out + j, c, size, count, 1);
+  for (; j < end; j++)
+    for (int t = 0; t < count; t++) {
+      float sum = 0;
+      for (idx i = 0; i < size; i++) sum += factors[i * step + t] * values[i * c + j];
+      out[t * c + j] = sum;
+    }
+}
+
+/* out (rows x c) = factors' (rows x size, rows of the untransposed are ``step`` long) values (size x
+ * c), in the columns from ``from`` to ``end`` */
+static void product(const float *factors, idx step, const float *values, float *out, idx c,
+                    idx from, idx end, idx size, idx rows) {
+  idx t = 0;
+  for (; t + ROWS <= rows; t += ROWS)
+    sum_columns(factors + t, step, values, out + t * c, c, from, end, size, ROWS);
+  for (; t < rows; t++)
+    sum_columns(factors + t, step, values, out + t * c, c, from, end, size, 1);
 }
 
 static inline void row_moments(const element *row, idx size, float *mean, float *var) {
@@ -312,16 +373,19 @@ INLINE void reduce(const element *dy, const element *x, const float *gain, const
   }
 }
 
-/* dx = gain * rstd * dy + slope * (x - centre) + shift, slope per channel, shift per instance. */
+/* dx = gain * rstd * dy + slope * (x - centre) + shift, where the slope is of a channel and undoes
+ * what the batch's variance moves, the shift is of an instance and holds what its mean moves. */
 INLINE void gradient_columns(const element *dy, const element *x, const float *gain,
                              const float *offset, const float *centre, const float *rstd,
-                             const float *slope, const float *shift, element *dx, idx stride,
-                             idx size, const int width, const int relu) {
+                             const float *dmean, const float *shifts, const float *slopes,
+                             float share, element *dx, idx stride, idx size, const int width,
+                             const int relu) {
   float scale[CHANNEL_BLOCK], cut[CHANNEL_BLOCK], middle[CHANNEL_BLOCK];
   float incline[CHANNEL_BLOCK], constant[CHANNEL_BLOCK];
   for (int k = 0; k < width; k++) {
     scale[k] = gain[k] * rstd[k], cut[k] = offset[k], middle[k] = centre[k];
-    incline[k] = slope[k], constant[k] = shift[k];
+    incline[k] = -rstd[k] * rstd[k] * slopes[k];
+    constant[k] = dmean[k] * share - rstd[k] * shifts[k];
   }
   for (idx j = 0; j < size; j++) {
     const element *restrict in = x + j * stride, *restrict grad = dy + j * stride;
@@ -337,15 +401,17 @@ INLINE void gradient_columns(const element *dy, const element *x, const float *g
 }
 
 INLINE void gradient_pass(const element *dy, const element *x, const float *gain, const float *offset,
-                          const float *centre, const float *rstd, const float *slope,
-                          const float *shift, element *dx, idx n, idx c, idx p, int channels_last,
-                          const int relu, int threads) {
+                          const float *centre, const float *rstd, const float *dmean,
+                          const float *folded, element *dx, idx n, idx c, idx p,
+                          int channels_last, const int relu, int threads) {
+  const float *slopes = folded + c, share = 1 / (float)p;
   if (!channels_last) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (idx task = 0; task < n * c; task++) {
       const idx k = task % c, i = (n - 1 - task / c) * c + k;
-      const float scale = gain[i] * rstd[k], b = offset[i], m = centre[k], e = slope[k];
-      const float constant = shift[i];
+      const float scale = gain[i] * rstd[k], b = offset[i], m = centre[k];
+      const float e = -rstd[k] * rstd[k] * slopes[k];
+      const float constant = dmean[i] * share - rstd[k] * folded[k];
       const element *restrict in = x + i * p, *restrict grad = dy + i * p;
       element *restrict out = dx + i * p;
 #pragma omp simd
@@ -366,70 +432,58 @@ INLINE void gradient_pass(const element *dy, const element *x, const float *gain
     while (k < c) {
       const idx pixel = (i * p + begin) * c + k, at = i * c + k;
 #define COLUMNS(width)                                                                             \
-  gradient_columns(dy + pixel, x + pixel, gain + at, offset + at, centre + k, rstd + k, slope + k, \
-                   shift + at, dx + pixel, c, end - begin, width, relu)
+  gradient_columns(dy + pixel, x + pixel, gain + at, offset + at, centre + k, rstd + k,            \
+                   dmean + at, folded + k, slopes + k, share, dx + pixel, c, end - begin, width,   \
+                   relu)
       EACH_WIDTH(COLUMNS, c - k, k)
 #undef COLUMNS
     }
   }
 }
 
-/* dmean and folded, as attnorm_collect leaves them, are overwritten by shift and slope. */
 void attnorm_gradient(const element *dy, const element *x, const float *affine, const float *centre,
-                      const float *rstd, float *dmean, float *folded, element *dx, idx n, idx c,
-                      idx p, int channels_last, int relu, int threads) {
+                      const float *rstd, const float *dmean, const float *folded, element *dx,
+                      idx n, idx c, idx p, int channels_last, int relu, int threads) {
   const float *offset = affine + n * c;
-  float *slope = folded + c;
-  for (idx j = 0; j < c; j++) slope[j] *= -rstd[j] * rstd[j];
-  for (idx i = 0; i < n; i++)
-#pragma omp simd
-    for (idx j = 0; j < c; j++) dmean[i * c + j] = dmean[i * c + j] / (float)p - rstd[j] * folded[j];
   if (relu)
-    gradient_pass(dy, x, affine, offset, centre, rstd, slope, dmean, dx, n, c, p, channels_last, 1,
-                  threads);
+    gradient_pass(dy, x, affine, offset, centre, rstd, dmean, folded, dx, n, c, p, channels_last,
+                  1, threads);
   else
-    gradient_pass(dy, x, affine, offset, centre, rstd, slope, dmean, dx, n, c, p, channels_last, 0,
-                  threads);
+    gradient_pass(dy, x, affine, offset, centre, rstd, dmean, folded, dx, n, c, p, channels_last,
+                  0, threads);
 }
 
 /* gain = lambda gamma, offset = lambda beta, of one instance. With rows = 2k outputs the first k
  * weigh the scales and the others the offsets, with rows = k all weigh both. */
 static void affine_row(const float *lambda, const float *gamma, const float *beta, float *gain,
                        float *offset, idx c, idx k, idx rows) {
-  float *restrict g = gain, *restrict b = offset;
-  for (idx j = 0; j < c; j++) g[j] = b[j] = 0;
-  for (idx t = 0; t < k; t++) {
-    const float u = lambda[t], v = lambda[rows - k + t];
-    const float *restrict from_gamma = gamma + t * c, *restrict from_beta = beta + t * c;
-#pragma omp simd
-    for (idx j = 0; j < c; j++) g[j] += u * from_gamma[j], b[j] += v * from_beta[j];
-  }
+  product(lambda, 1, gamma, gain, c, 0, c, k, 1);
+  product(lambda + rows - k, 1, beta, offset, c, 0, c, k, 1);
 }
 
 /* lambda = sigmoid(mean W' + b) of one instance */
 static void attention_row(const float *mean, const float *weight, const float *bias, float *lambda,
                           idx c, idx rows) {
-  for (idx t = 0; t < rows; t++) {
-    lambda[t] = 1 / (1 + expf(-(dot(mean, weight + t * c, c) + bias[t])));
-  }
+  dots(mean, weight, lambda, c, rows);
+  for (idx t = 0; t < rows; t++) lambda[t] = 1 / (1 + expf(-(lambda[t] + bias[t])));
 }
 
 /* Channel statistics of the batch from per-instance moments over p pixels each. */
 static void statistics(const float *mean, const float *var, float *centre, float *unbiased,
-                        float *rstd, idx n, idx c, idx p, float eps) {
+                       float *rstd, idx n, idx c, idx p, idx from, idx end, float eps) {
   const float count = (float)(n * p), correction = count > 1 ? count / (count - 1) : 1;
-  for (idx j = 0; j < c; j++) centre[j] = unbiased[j] = 0;
+  for (idx j = from; j < end; j++) centre[j] = unbiased[j] = 0;
   for (idx i = 0; i < n; i++)
 #pragma omp simd
-    for (idx j = 0; j < c; j++) centre[j] += mean[i * c + j] - mean[j];
-  for (idx j = 0; j < c; j++) centre[j] = mean[j] + centre[j] / (float)n;
+    for (idx j = from; j < end; j++) centre[j] += mean[i * c + j] - mean[j];
+  for (idx j = from; j < end; j++) centre[j] = mean[j] + centre[j] / (float)n;
   for (idx i = 0; i < n; i++)
 #pragma omp simd
-    for (idx j = 0; j < c; j++) {
+    for (idx j = from; j < end; j++) {
       const float d = mean[i * c + j] - centre[j];
       unbiased[j] += var[i * c + j] + d * d;
     }
-  for (idx j = 0; j < c; j++) {
+  for (idx j = from; j < end; j++) {
     const float biased = unbiased[j] / (float)n;
     rstd[j] = 1 / sqrtf(biased + eps);
     unbiased[j] = biased * correction;
@@ -440,38 +494,27 @@ static void statistics(const float *mean, const float *var, float *centre, float
  * centre) become those of dy * xhat and those of x - centre become the mean. */
 static void head_backward_row(const float *dy, float *moment, float *rest, const float *lambda,
                               const float *gamma, const float *beta, const float *weight,
-                              const float *centre, const float *rstd, float *dz,
-                              float *restrict dmean, idx c, idx p, idx k, idx rows) {
+                              const float *centre, const float *rstd, float *dz, float *dmean,
+                              idx c, idx p, idx k, idx rows) {
   const float share = 1 / (float)p;
   const idx split = rows - k;
+#pragma omp simd
   for (idx j = 0; j < c; j++) {
     moment[j] *= rstd[j];
     rest[j] = centre[j] + rest[j] * share;
-    dmean[j] = 0;
   }
-  for (idx t = 0; t < k; t++) {
-    const float u = dot(moment, gamma + t * c, c), v = dot(dy, beta + t * c, c);
-    dz[t] = split ? u : u + v;
-    if (split) dz[split + t] = v;
-  }
-  for (idx t = 0; t < rows; t++) {
-    const float d = dz[t] * lambda[t] * (1 - lambda[t]);
-    const float *w = weight + t * c;
-    dz[t] = d;
-#pragma omp simd
-    for (idx j = 0; j < c; j++) dmean[j] += d * w[j];
-  }
-}
-
-/* out = sum over instances of factors[i * rows] * values[i] */
-static void weighted_sum(const float *factors, const float *values, float *restrict out, idx n,
-                         idx c, idx rows) {
-  for (idx j = 0; j < c; j++) out[j] = 0;
-  for (idx i = 0; i < n; i++) {
-    const float factor = factors[i * rows];
-#pragma omp simd
-    for (idx j = 0; j < c; j++) out[j] += factor * values[i * c + j];
-  }
+  dots(moment, gamma, dz, c, k);
+  if (split)
+    dots(dy, beta, dz + split, c, k);
+  else
+    for (idx t = 0; t < k; t += ROWS) {
+      float some[ROWS];
+      const idx count = least(ROWS, k - t);
+      dots(dy, beta + t * c, some, c, count);
+      for (idx r = 0; r < count; r++) dz[t + r] += some[r];
+    }
+  for (idx t = 0; t < rows; t++) dz[t] *= lambda[t] * (1 - lambda[t]);
+  product(dz, 1, weight, dmean, c, 0, c, rows, 1);
 }
 
 /* All that a forward pass needs to know before it can write y. scratch: 2 x N x C. */
@@ -495,7 +538,12 @@ void attnorm_prepare(const element *x, const float *gamma, const float *beta, co
     attention_row(mean + i * c, weight, bias, lambda + i * rows, c, rows);
     affine_row(lambda + i * rows, gamma, beta, affine + i * c, affine + (n + i) * c, c, k, rows);
   }
-  statistics(mean, var, centre, unbiased, rstd, n, c, p, eps);
+  const idx parts = (c + CHANNEL_BLOCK - 1) / CHANNEL_BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * c > SMALL)
+  for (idx part = 0; part < parts; part++) {
+    const idx from = part * CHANNEL_BLOCK, end = least(c, from + CHANNEL_BLOCK);
+    statistics(mean, var, centre, unbiased, rstd, n, c, p, from, end, eps);
+  }
 }
 
 INLINE void collect(const element *dy, const element *x, const float *lambda, const float *gamma,
@@ -542,24 +590,23 @@ void attnorm_collect(const element *dy, const element *x, const float *lambda, c
             rows, channels_last, threads, 0);
   const float *first = scratch, *second = first + n * c, *mean = second + n * c;
   const float *dz = mean + n * c;
+  const idx blocks = (c + CHANNEL_BLOCK - 1) / CHANNEL_BLOCK;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (idx task = 0; task < k + rows; task++) {
-    if (task < k) {
-      weighted_sum(lambda + task, second, dgamma + task * c, n, c, rows);
-      weighted_sum(lambda + rows - k + task, first, dbeta + task * c, n, c, rows);
-    } else {
-      const idx t = task - k;
-      weighted_sum(dz + t, mean, dweight + t * c, n, c, rows);
-      dbias[t] = 0;
-      for (idx i = 0; i < n; i++) dbias[t] += dz[i * rows + t];
-    }
-  }
-  for (idx j = 0; j < 2 * c; j++) folded[j] = 0;
-  for (idx i = 0; i < n; i++)
+  for (idx block = 0; block < blocks; block++) {
+    const idx from = block * CHANNEL_BLOCK, end = least(c, from + CHANNEL_BLOCK);
+    product(lambda, rows, second, dgamma, c, from, end, n, k);
+    product(lambda + rows - k, rows, first, dbeta, c, from, end, n, k);
+    product(dz, rows, mean, dweight, c, from, end, n, rows);
+    for (idx j = from; j < end; j++) folded[j] = folded[c + j] = 0;
+    for (idx i = 0; i < n; i++)
 #pragma omp simd
-    for (idx j = 0; j < c; j++) {
-      folded[j] += affine[i * c + j] * first[i * c + j];
-      folded[c + j] += affine[i * c + j] * second[i * c + j];
-    }
-  for (idx j = 0; j < 2 * c; j++) folded[j] /= (float)(n * p);
+      for (idx j = from; j < end; j++) {
+        folded[j] += affine[i * c + j] * first[i * c + j];
+        folded[c + j] += affine[i * c + j] * second[i * c + j];
+      }
+    for (idx j = from; j < end; j++) folded[j] /= (float)(n * p), folded[c + j] /= (float)(n * p);
+  }
+  for (idx t = 0; t < rows; t++) dbias[t] = 0;
+  for (idx i = 0; i < n; i++)
+    for (idx t = 0; t < rows; t++) dbias[t] += dz[i * rows + t];
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,6 +143,28 @@ def test_auto_says_what_it_chose_and_why(root: Path) -> None:
     loader = build.build_eval_loader(data, LoaderConfig(name="auto"), IN_THREES)
     assert (loader.name, loader.reason.count("\n")) == ("dali", 0)
     assert loader.reason
+    loader.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "wanted", "workers"),
+    [(2, 1, None, 2), (64, 1, None, 8), (64, 16, None, 4), (1, 2, None, 1), (2, 1, 0, 0)],
+)
+def test_there_is_a_worker_for_each_core_unless_another_number_is_asked_for(
+    cores: int,
+    processes: int,
+    wanted: int | None,
+    workers: int,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    data = LabelledImagesConfig(name="folder", root=str(root), workers=wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of more workers than cores
+        loader = build.build_eval_loader(data, LoaderConfig(name="torch"), IN_THREES)
+    assert loader.workers == workers
     loader.close()
 
 
