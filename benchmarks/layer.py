@@ -4,7 +4,9 @@ One layer at a time, at the shapes of real networks, in training, on random acti
 forward and backward, and what is kept in between. Contestants take turns.
 
 On a GPU the times are those of the kernels, on inputs that take turns too: what Python needs to
-launch them does not count, nor does what is left in the cache. On a CPU it is the clock's time.
+launch them does not count, nor does what is left in the cache. On a CPU it is the clock's time, in
+a process that does what a network's does: it keeps freed memory, as the trainer does, and between
+two calls a convolution of the layer's width runs, forward and backward, which is not counted.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from torch import Tensor, nn
 
 from attnorm.models import create_model
 from attnorm.norms import AttentiveNorm2d
+from attnorm.run.allocator import keep_freed_memory
 from attnorm.training.backends import set_backends
 from attnorm.training.precision import Precision
 from benchmarks.device_time import device_seconds, in_rotation, rotated
-from benchmarks.measure import PRECISIONS, default_device, seconds, take_turns
+from benchmarks.measure import PRECISIONS, default_device, seconds_between, take_turns
 
 ARCHITECTURES = ("resnet50", "resnet101", "densenet161", "mobilenetv2")
 Pair = tuple[Tensor, Tensor]  # x, dy
@@ -64,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Tables of times and ratios, one row per shape and layout."""
     set_backends(args.dtype)
+    keep_freed_memory()
     rows = []
     for arch in args.arch:
         for channels, size, components, layers in attentive_shapes(arch, args.image_size):
@@ -117,7 +121,10 @@ def _measure(
     pairs = rotated(made, device)
     following, (x, dy) = in_rotation(pairs), pairs[0]
     modules = {name: module.to(device) for name, module in modules.items()}
-    clock = device_seconds if device.type == "cuda" else seconds
+    convolution = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
+    convolution = convolution.to(memory_format=LAYOUTS[layout])
+    between = _forward_backward(convolution, following)
+    clock = device_seconds if device.type == "cuda" else seconds_between(between)
     forward, both = (
         take_turns({n: call(m, following) for n, m in modules.items()}, args.repeats, clock)
         for call in (_forward, _forward_backward)

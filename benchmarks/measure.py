@@ -79,6 +79,19 @@ def seconds(call: Callable[[], object], calls: int = 1) -> float:
     return (time.perf_counter() - started) / calls
 
 
+def seconds_between(other: Callable[[], object]) -> Callable[[Callable[[], object], int], float]:
+    """A clock like :func:`seconds` that runs ``other`` before each call, and does not count it."""
+
+    def clock(call: Callable[[], object], calls: int = 1) -> float:
+        total = 0.0
+        for _ in range(calls):
+            other()
+            total += seconds(call)
+        return total / calls
+
+    return clock
+
+
 def as_markdown(record: Mapping[str, Any]) -> str:
     """A record as text: its command, its machine, and a table of everything else in it."""
     parts = [f"`{record['command']}`", record["machine"]]

@@ -14,7 +14,7 @@ import torch
 from benchmarks.__main__ import SUBJECTS, main
 from benchmarks.device_time import in_rotation, is_work, profile_kernels, rotated
 from benchmarks.layer import attentive_shapes
-from benchmarks.measure import markdown_table, take_turns
+from benchmarks.measure import markdown_table, seconds_between, take_turns
 from benchmarks.scaling import read_speeds
 from tests.conftest import ROOT, SMALL_RESNET, write_photos
 from tests.script import run_script
@@ -29,6 +29,21 @@ def test_the_slower_of_two_is_seen_to_be_slower() -> None:
     times = take_turns({"few": lambda: sum(range(2000)), "many": lambda: sum(range(40000))}, 5)
     assert 5 < times.ratio("many", to="few") < 80
     assert times.median("many") > times.median("few")
+
+
+def test_what_runs_between_two_calls_is_not_counted() -> None:
+    ran: list[str] = []
+
+    def other() -> None:
+        ran.append("other")
+        time.sleep(0.05)
+
+    def call() -> None:
+        ran.append("call")
+        time.sleep(0.005)
+
+    assert 0.005 <= seconds_between(other)(call, 4) < 0.03
+    assert ran == ["other", "call"] * 4
 
 
 def test_tables_align_numbers_and_keep_three_digits() -> None:
