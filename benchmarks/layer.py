@@ -124,9 +124,11 @@ def _measure(
     convolution = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
     convolution = convolution.to(memory_format=LAYOUTS[layout])
     between = _forward_backward(convolution, following)
-    clock = device_seconds if device.type == "cuda" else seconds_between(between)
+    on_gpu = device.type == "cuda"
+    clock = device_seconds if on_gpu else seconds_between(between)
+    calls = None if on_gpu else 5
     forward, both = (
-        take_turns({n: call(m, following) for n, m in modules.items()}, args.repeats, clock)
+        take_turns({n: call(m, following) for n, m in modules.items()}, args.repeats, clock, calls)
         for call in (_forward, _forward_backward)
     )
     row: dict[str, Any] = {

@@ -55,17 +55,19 @@ def take_turns(
     contestants: Mapping[str, Callable[[], object]],
     repeats: int,
     clock: Callable[[Callable[[], object], int], float] | None = None,
+    calls: int | None = None,
 ) -> Times:
     """Time all contestants block by block, in ``repeats`` rounds.
 
-    ``clock`` gives the seconds per call of a block of calls; by default :func:`seconds`.
+    ``clock`` gives the seconds per call of a block of calls; by default :func:`seconds`. A block
+    has ``calls``, by default as many as its length needs.
     """
     clock = clock or seconds
-    calls = {name: _calls_per_block(call) for name, call in contestants.items()}
+    blocks = {name: calls or _calls_per_block(call) for name, call in contestants.items()}
     times = Times({name: [] for name in contestants})
     for _ in range(repeats):
         for name, call in contestants.items():
-            times[name].append(clock(call, calls[name]))
+            times[name].append(clock(call, blocks[name]))
     return times
 
 
