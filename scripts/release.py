@@ -1,6 +1,7 @@
-"""Build sdist and wheel, check them, and train with the wheel where nothing else is.
+"""Build sdist and wheel, check them, and train with each where nothing else is.
 
-make release
+make release                                    with the Python of .venv
+python scripts/release.py python3.12 python3.13     with these
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ def main() -> int:
     _run(sys.executable, "-m", "twine", "check", "--strict", *built)
     (wheel,) = DIST.glob("*.whl")
     (sdist,) = DIST.glob("*.tar.gz")
-    for source in (wheel, sdist):
-        _try(source)
+    for interpreter in sys.argv[1:] or [sys.executable]:
+        for source in (wheel, sdist):
+            _try(source, interpreter)
     print(f"built and tried: {', '.join(built)}")
     return 0
 
 
-def _try(package: Path) -> None:
+def _try(package: Path, interpreter: str) -> None:
     """Install it alone, and train, evaluate and list its commands in an empty folder."""
     with tempfile.TemporaryDirectory(prefix="attnorm-release-") as name:
         folder = Path(name)
-        _run(sys.executable, "-m", "venv", str(folder / "env"))
+        _run(interpreter, "-m", "venv", str(folder / "env"))
         python, attnorm = (str(folder / "env" / "bin" / tool) for tool in ("python", "attnorm"))
         constraints = str(ROOT / "constraints.txt")
         quiet = ["--disable-pip-version-check", "--progress-bar", "off", "-q"]
