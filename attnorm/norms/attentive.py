@@ -16,6 +16,7 @@ from attnorm.norms.group import largest_group_count
 from attnorm.norms.heads import HEADS, LogitNorm, SigmoidHead, batch_normalized
 from attnorm.norms.reference import attentive_affine
 from attnorm.norms.switchable import SwitchNorm2d
+from attnorm.norms.training_step import training_step
 
 BACKBONES = ("bn", "gn", "in", "ln", "sn")
 
@@ -160,21 +161,27 @@ class AttentiveNorm2d(Normalization):
     def _fused_forward(self, x: Tensor) -> Tensor:
         of_batch = self._uses_batch_statistics()
         assert isinstance(self.attention, SigmoidHead)
+        parameters = (self.weight, self.bias, self.attention.weight, self.attention.bias)
+        moved = None
+        if self.training and self.running_mean is not None and self.running_var is not None:
+            moved = self.running_mean, self.running_var
+        if of_batch and not self.group_name:
+            options = {"momentum": self.momentum, "eps": self.eps}
+            done = training_step(x, parameters, moved, relu=self.activation == "relu", **options)
+            if done is not None:
+                return done
         y, mean, var = attentive_batch_norm(
             x,
-            self.weight,
-            self.bias,
-            self.attention.weight,
-            self.attention.bias,
+            *parameters,
             None if of_batch else self.running_mean,
             None if of_batch else self.running_var,
             eps=self.eps,
             relu=self.activation == "relu",
             group_name=self.group_name if self.training else "",
         )
-        if self.training and self.running_mean is not None and self.running_var is not None:
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+        if moved is not None:
+            for running, newest in zip(moved, (mean, var), strict=True):
+                running.lerp_(newest.to(running.dtype), self.momentum)
         return y
 
     def _reference_forward(self, x: Tensor) -> Tensor:

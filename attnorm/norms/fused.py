@@ -66,12 +66,12 @@ def attentive_batch_norm(
         y, like x; mean (C) and unbiased variance (C) of the batch (without gradient).
     """
     parameters = (weight, bias, head_weight, head_bias)
-    function = _Function.apply if _runs_now(x) else torch.ops.attnorm.attentive_norm
+    function = _Function.apply if runs_now(x) else torch.ops.attnorm.attentive_norm
     y, _, mean, var, _ = function(x, *parameters, running_mean, running_var, eps, relu, group_name)
     return y, mean, var
 
 
-def _runs_now(x: Tensor) -> bool:
+def runs_now(x: Tensor) -> bool:
     """Whether x is an ordinary tensor, rather than one that something traces or counts with."""
     return type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
 
@@ -92,7 +92,7 @@ def _forward(
     _check_shapes(x, weight, bias, head_weight, head_bias)
     passes = passes_for(x)
     with _surroundings(x, passes):
-        x = _dense(x)
+        x = dense(x)
         weight, bias, head_weight, head_bias = _promoted(x, weight, bias, head_weight, head_bias)
         mixture, affine, centre, unbiased, rstd = passes.prepare(
             x, weight, bias, head_weight, head_bias, eps
@@ -126,7 +126,7 @@ def _forward_fake(
     mixture = x.new_empty(x.shape[0], head_weight.shape[0], dtype=dtype)
     centre, rstd = x.new_empty(c, dtype=dtype), x.new_empty(c, dtype=dtype)
     unbiased = x.new_empty(c, dtype=dtype)
-    return torch.empty_like(_dense(x)), mixture, centre, unbiased, rstd
+    return torch.empty_like(dense(x)), mixture, centre, unbiased, rstd
 
 
 def _backward(
@@ -146,8 +146,8 @@ def _backward(
     """Gradients of x (empty unless needed), weight, bias, head_weight and head_bias."""
     passes = passes_for(x)
     with _surroundings(x, passes):
-        x = _dense(x)
-        dy = _laid_out_like(dy, x)
+        x = dense(x)
+        dy = laid_out_like(dy, x)
         promoted = _promoted(x, weight, bias, head_weight)
         found = passes.collect(
             dy, x, mixture, promoted[0], promoted[1], promoted[2], centre, rstd, relu
@@ -186,7 +186,7 @@ def _backward_fake(
     needs_dx: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
-        torch.empty_like(_dense(x)) if needs_dx else x.new_empty(0),
+        torch.empty_like(dense(x)) if needs_dx else x.new_empty(0),
         weight.new_empty(weight.shape),
         bias.new_empty(bias.shape),
         head_weight.new_empty(head_weight.shape),
@@ -210,8 +210,8 @@ def _gradients(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor |
     x, weight, bias, head_weight, head_bias, mixture, centre, rstd = ctx.saved_tensors
     if torch.is_grad_enabled():
         inputs = (x, weight, bias, head_weight, head_bias)
-        return (*_differentiable_gradients(ctx, dy, inputs, centre, rstd), *nothing)
-    function = _backward if _runs_now(x) else torch.ops.attnorm.attentive_norm_backward
+        return (*differentiable_gradients(ctx, dy, inputs, centre, rstd), *nothing)
+    function = _backward if runs_now(x) else torch.ops.attnorm.attentive_norm_backward
     dx, *others = function(
         dy,
         x,
@@ -229,7 +229,7 @@ def _gradients(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor |
     return (dx if ctx.needs_input_grad[0] else None, *others, *nothing)
 
 
-def _differentiable_gradients(
+def differentiable_gradients(
     ctx: Any, dy: Tensor, inputs: tuple[Tensor, ...], centre: Tensor, rstd: Tensor
 ) -> list[Tensor | None]:
     """Gradients that can be differentiated again (``create_graph=True``), through Figure 3."""
@@ -343,7 +343,7 @@ def _disabled_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False)
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """x itself if contiguous or channels_last, else a copy that is the one it resembles more."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
@@ -351,7 +351,7 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _laid_out_like(dy: Tensor, x: Tensor) -> Tensor:
+def laid_out_like(dy: Tensor, x: Tensor) -> Tensor:
     last = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     return dy.contiguous(memory_format=last).to(x.dtype)
 

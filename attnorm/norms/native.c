@@ -610,3 +610,38 @@ void attnorm_collect(const element *dy, const element *x, const float *lambda, c
   for (idx i = 0; i < n; i++)
     for (idx t = 0; t < rows; t++) dbias[t] += dz[i * rows + t];
 }
+
+/* A layer's whole training step, in two calls. small, which is kept in between: lambda, centre, rstd.
+ * running_mean and running_var may be 0. scratch: 4 x N x C, C. */
+void attnorm_train_forward(const element *x, const float *gamma, const float *beta,
+                           const float *weight, const float *bias, float *small, float *scratch,
+                           float *running_mean, float *running_var, element *y, idx n, idx c, idx p,
+                           idx k, idx rows, int channels_last, int relu, int threads, float eps,
+                           float momentum) {
+  float *centre = small + n * rows, *rstd = centre + c;
+  float *affine = scratch, *moments = affine + 2 * n * c, *unbiased = moments + 2 * n * c;
+  attnorm_prepare(x, gamma, beta, weight, bias, small, affine, centre, unbiased, rstd, moments, n, c,
+                  p, k, rows, channels_last, threads, eps);
+  if (running_mean && running_var)
+    for (idx j = 0; j < c; j++) {
+      running_mean[j] += momentum * (centre[j] - running_mean[j]);
+      running_var[j] += momentum * (unbiased[j] - running_var[j]);
+    }
+  attnorm_apply(x, affine, centre, rstd, y, n, c, p, channels_last, relu, threads);
+}
+
+/* dx may be 0. scratch: 6 x N x C, 2 x C, N x R. */
+void attnorm_train_backward(const element *dy, const element *x, const float *gamma,
+                            const float *beta, const float *weight, const float *small,
+                            float *dgamma, float *dbeta, float *dweight, float *dbias,
+                            float *scratch, element *dx, idx n, idx c, idx p, idx k, idx rows,
+                            int channels_last, int relu, int threads) {
+  const float *centre = small + n * rows, *rstd = centre + c;
+  float *affine = scratch, *dmean = affine + 2 * n * c, *folded = dmean + n * c;
+  attnorm_collect(dy, x, small, gamma, beta, weight, centre, rstd, dgamma, dbeta, dweight, dbias,
+                  affine, dmean, folded, folded + 2 * c, n, c, p, k, rows, channels_last, threads,
+                  relu);
+  if (dx)
+    attnorm_gradient(dy, x, affine, centre, rstd, dmean, folded, dx, n, c, p, channels_last, relu,
+                     threads);
+}

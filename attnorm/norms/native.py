@@ -30,12 +30,14 @@ _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _COMPILE_SECONDS = 60
 
-# Numbers of pointers, of sizes (N, C, P, K, R) and of switches (the last is the thread count).
+# Numbers of pointers, of sizes (N, C, P, K, R), of switches (and the thread count), and of floats.
 _SIGNATURES = {
-    "attnorm_prepare": (11, 5, 2),
-    "attnorm_apply": (5, 3, 3),
-    "attnorm_collect": (16, 5, 3),
-    "attnorm_gradient": (8, 3, 3),
+    "attnorm_prepare": (11, 5, 2, 1),
+    "attnorm_apply": (5, 3, 3, 0),
+    "attnorm_collect": (16, 5, 3, 0),
+    "attnorm_gradient": (8, 3, 3, 0),
+    "attnorm_train_forward": (10, 5, 3, 2),
+    "attnorm_train_backward": (12, 5, 3, 0),
 }
 
 
@@ -45,13 +47,12 @@ class NativePasses:
     ignores_autocast = False
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        for name, (pointers, sizes, switches) in _SIGNATURES.items():
+        for name, (pointers, sizes, switches, floats) in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype = None
             arguments: list[Any] = [ctypes.c_void_p] * pointers
             arguments += [ctypes.c_ssize_t] * sizes + [ctypes.c_int] * switches
-            # eps comes last, where there is one.
-            function.argtypes = arguments + [ctypes.c_float] * (name == "attnorm_prepare")
+            function.argtypes = arguments + [ctypes.c_float] * floats
         self._library = library
 
     def prepare(
@@ -72,7 +73,7 @@ class NativePasses:
         self._library.attnorm_prepare(
             *_pointers(*inputs, *results, unbiased, rstd, scratch),
             *(n, c, pixels, k, rows),
-            not x.is_contiguous(),
+            _channels_last(x),
             torch.get_num_threads(),
             eps,
         )
@@ -83,7 +84,7 @@ class NativePasses:
         self._library.attnorm_apply(
             *_pointers(x, affine, centre, rstd, y),
             *_sizes(x),
-            not x.is_contiguous(),
+            _channels_last(x),
             relu,
             torch.get_num_threads(),
         )
@@ -117,7 +118,7 @@ class NativePasses:
         self._library.attnorm_collect(
             *_pointers(*inputs, *found, scratch),
             *(n, c, pixels, k, rows),
-            not x.is_contiguous(),
+            _channels_last(x),
             torch.get_num_threads(),
             relu,
         )
@@ -138,11 +139,89 @@ class NativePasses:
         self._library.attnorm_gradient(
             *_pointers(dy, x, affine, centre, rstd, mean_grad, folded, dx),
             *_sizes(x),
-            not x.is_contiguous(),
+            _channels_last(x),
             relu,
             torch.get_num_threads(),
         )
         return dx
+
+    def train_forward(
+        self,
+        x: Tensor,
+        parameters: tuple[Tensor, Tensor, Tensor, Tensor],
+        running: tuple[Tensor, Tensor] | None,
+        momentum: float,
+        eps: float,
+        relu: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """y, and what :meth:`train_backward` takes: λ, centre and rstd in one tensor.
+
+        Args:
+            x: dense.
+            parameters: γ, β, and weight and bias of the head; float32, contiguous.
+            running: mean and variance, float32, contiguous; they are moved.
+        """
+        n, c, h, w = x.shape
+        weight, bias, head_weight, head_bias = parameters
+        rows = head_bias.shape[0]
+        small, scratch = _floats(n * rows + 2 * c), _floats(4 * n * c + c)
+        y = torch.empty_like(x)
+        self._library.attnorm_train_forward(
+            x.data_ptr(),
+            weight.data_ptr(),
+            bias.data_ptr(),
+            head_weight.data_ptr(),
+            head_bias.data_ptr(),
+            small.data_ptr(),
+            scratch.data_ptr(),
+            running[0].data_ptr() if running else None,
+            running[1].data_ptr() if running else None,
+            y.data_ptr(),
+            *(n, c, h * w, weight.shape[0], rows),
+            _channels_last(x),
+            relu,
+            torch.get_num_threads(),
+            eps,
+            momentum,
+        )
+        return y, small
+
+    def train_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        parameters: tuple[Tensor, Tensor, Tensor, Tensor],
+        small: Tensor,
+        relu: bool,
+        needs_dx: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of x (None unless needed) and of the parameters. dy lies as x does."""
+        n, c, h, w = x.shape
+        weight, bias, head_weight, head_bias = parameters
+        rows = head_bias.shape[0]
+        weight_grad, bias_grad = torch.empty_like(weight), torch.empty_like(bias)
+        head_weight_grad, head_bias_grad = torch.empty_like(head_weight), _floats(rows)
+        scratch = _floats(6 * n * c + 2 * c + n * rows)
+        dx = torch.empty_like(x) if needs_dx else None
+        self._library.attnorm_train_backward(
+            dy.data_ptr(),
+            x.data_ptr(),
+            weight.data_ptr(),
+            bias.data_ptr(),
+            head_weight.data_ptr(),
+            small.data_ptr(),
+            weight_grad.data_ptr(),
+            bias_grad.data_ptr(),
+            head_weight_grad.data_ptr(),
+            head_bias_grad.data_ptr(),
+            scratch.data_ptr(),
+            None if dx is None else dx.data_ptr(),
+            *(n, c, h * w, weight.shape[0], rows),
+            _channels_last(x),
+            relu,
+            torch.get_num_threads(),
+        )
+        return dx, weight_grad, bias_grad, head_weight_grad, head_bias_grad
 
 
 def _floats(*sizes: int) -> Tensor:
@@ -151,6 +230,11 @@ def _floats(*sizes: int) -> Tensor:
 
 def _pointers(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
+
+
+def _channels_last(x: Tensor) -> bool:
+    """One pixel is both, and torch calls it contiguous; its channels are what lies side by side."""
+    return not x.is_contiguous() or x.shape[2] * x.shape[3] == 1
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
