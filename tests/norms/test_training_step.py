@@ -1,4 +1,4 @@
-"""The training step in two calls of C: the operator's bit for bit, and only where it can be made."""
+"""The training step in two calls of C: bit for bit the operator's, where it can be made."""
 
 from __future__ import annotations
 
