@@ -79,16 +79,22 @@ format: $(READY)
 
 install: $(READY)
 
-# The stamp is written last: an interrupted installation is taken up again.
+# The stamp is written last: an interrupted installation is taken up again. One at a time: another make
+# waits for it.
 $(READY): pyproject.toml constraints.txt
-	@python=$${PYTHON:-$$(for p in python3 python3.13 python3.12 python3.11; do \
+	@mkdir -p .venv
+	@{ set -e; \
+	flock -n 9 || { echo "another make is installing here: waiting for it"; flock 9; }; \
+	if test $@ -nt pyproject.toml && test $@ -nt constraints.txt; then exit 0; fi; \
+	python=$${PYTHON:-$$(for p in python3 python3.13 python3.12 python3.11; do \
 	  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
-	  && { echo $$p; break; }; done)}; \
+	  && { echo $$p; break; }; done || true)}; \
 	test -n "$$python" || { echo "Python 3.11, 3.12 or 3.13 is needed: set PYTHON=/path/to/python"; exit 2; }; \
-	test -x $(BIN)/python || $$python -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv .venv; \
+	echo "installing into .venv, some minutes"; \
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q \
-	  -c constraints.txt -e '.[cuda$(CUDA),dev]'
-	@touch $@
+	  -c constraints.txt -e '.[cuda$(CUDA),dev]'; \
+	touch $@; } 9>.venv/.lock
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

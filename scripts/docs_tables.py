@@ -5,7 +5,8 @@
 
 A page names a record between two comments, ``<!-- measured: NAME -->`` and ``<!-- end -->``; what
 stands between them is replaced. A record ``NAME.json`` is what ``python -m benchmarks … --json``
-wrote, or the ``grid.json`` or ``classes.json`` of ``attnorm run-table``'s report.
+wrote, the ``grid.json`` or ``classes.json`` of ``attnorm run-table``'s report, or the
+``loaders.json`` of ``attnorm eval loaders=all``.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def _block(found: re.Match[str]) -> str:
         text = _grid(record)
     elif "command" in record:
         text = as_markdown(record).strip()
+    elif "checkpoints" in record:
+        text = _loaders(record["checkpoints"])
     else:
         text = "\n\n".join(map(_classes, record.values()))
     return f"<!-- measured: {name} -->\n\n{text}\n\n<!-- end -->"
@@ -68,6 +71,31 @@ def _grid(cells: Sequence[Mapping[str, Any]]) -> str:
         for cell in cells
     ]
     return markdown.table(heads, rows)
+
+
+def _loaders(checkpoints: Sequence[Mapping[str, Any]]) -> str:
+    """A line per loader, over the decisions on all images by all checkpoints trained with one."""
+    lines = []
+    for trained_with in dict.fromkeys(entry["trained_with"] for entry in checkpoints):
+        members = [entry for entry in checkpoints if entry["trained_with"] == trained_with]
+        images = sum(entry["images"] for entry in members)
+        first = _mean(members, 0, "top1_error")
+        for place, result in enumerate(members[0]["loaders"]):
+            error = _mean(members, place, "top1_error")
+            other = _mean(members, place, "other_predictions")
+            pixels = _mean(members, place, "pixel_difference")
+            cells = [f"{images:,}", f"{error:.2f}", sign(error - first, 2), f"{other:.2f}"]
+            trained = trained_with if place == 0 else ""
+            lines.append([trained, result["loader"], *cells, f"{pixels:.3f}"])
+    heads = ["trained with", "evaluated by", "decisions", "top-1 error, %", "Δ, points"]
+    return markdown.table([*heads, "other predictions, %", "pixels, levels of 255"], lines)
+
+
+def _mean(members: Sequence[Mapping[str, Any]], place: int, key: str) -> float:
+    """Over the images of several checkpoints, of what one loader gave."""
+    images = sum(entry["images"] for entry in members)
+    found: float = sum(entry["loaders"][place][key] * entry["images"] for entry in members)
+    return found / images
 
 
 def _classes(rows: Sequence[Mapping[str, Any]]) -> str:

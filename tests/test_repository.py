@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +27,31 @@ def test_generated_pages_are_what_their_sources_say(script: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_loaders_are_compared_over_the_decisions_of_all_checkpoints() -> None:
+    def entry(trained_with: str, images: int, *errors: float) -> dict[str, object]:
+        results = [
+            {"loader": name, "top1_error": error, "other_predictions": place, "pixel_difference": 0}
+            for place, (name, error) in enumerate(zip(("dali", "torch"), errors, strict=True))
+        ]
+        return {"trained_with": trained_with, "images": images, "loaders": results}
+
+    table = runpy.run_path(str(ROOT / "scripts" / "docs_tables.py"))["_loaders"](
+        [
+            entry("dali", 10, 40.0, 50.0),
+            entry("torch", 5, 20.0, 20.0),
+            entry("dali", 30, 20.0, 20.0),
+        ]
+    )
+    assert [
+        [cell.strip() for cell in line.split("|")[1:-2]] for line in table.splitlines()[2:]
+    ] == [
+        ["dali", "dali", "40", "25.00", "+0.00", "0.00"],
+        ["", "torch", "40", "27.50", "+2.50", "1.00"],
+        ["torch", "dali", "5", "20.00", "+0.00", "0.00"],
+        ["", "torch", "5", "20.00", "+0.00", "1.00"],
+    ]
 
 
 def test_the_readme_fits_its_length() -> None:
@@ -75,3 +103,31 @@ def test_no_file_is_large() -> None:
     names = [name for name in listed.stdout.split("\0") if name]
     assert names
     assert all(Path(ROOT / name).stat().st_size < 2**20 for name in names)
+
+
+# A Python that makes an environment of itself, and notes what it is asked to install.
+_STAND_IN = """#!/bin/sh
+case "$*" in
+*venv*) mkdir -p .venv/bin; sleep 0.3; cp "$0" .venv/bin/python ;;
+*"pip --version"*) ;;
+*"pip install"*) echo begun >> installs; sleep 1; echo ended >> installs ;;
+esac
+"""
+
+
+def test_two_installations_at_once_are_one_after_the_other(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / "a python"
+    python.write_text(_STAND_IN)
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": "./a python"}
+    command = ["make", "install"]
+    makes = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    outputs = [make.communicate(timeout=60)[0] for make in makes]
+    assert [make.returncode for make in makes] == [0, 0, 0], outputs
+    assert (tmp_path / "installs").read_text().split() == ["begun", "ended"]
+    assert sum("waiting for it" in output for output in outputs) == 2

@@ -215,7 +215,7 @@ def _require(condition: bool, key: str, value: object, wanted: str) -> None:
 
 
 def _check_several_values(x: Tensor) -> None:
-    if x.shape[0] * x.shape[2] * x.shape[3] == 1:
+    if x.numel() == x.shape[1]:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.size()}"
         )
