@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {name!r} is not a command: use {', '.join(COMMANDS)}.\n")
         return 2
     module, extra, _ = COMMANDS[name]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while libraries are imported: no traceback
     try:
         command = importlib.import_module(f"attnorm.commands.{module}")
     except ModuleNotFoundError as error:

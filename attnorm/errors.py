@@ -1,7 +1,9 @@
 """The one exception for a person's mistakes: its message is all they see, so it says what to do."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,10 +18,28 @@ class UserError(ValueError):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a :class:`UserError` into its message, on rank 0 alone, and exit status 2."""
+    """Turn a :class:`UserError` into its message, on rank 0 alone, and exit status 2.
+
+    And a Ctrl-C that nobody else takes into one word, and status 130.
+    """
+    _hear_interrupts()
     try:
         yield
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"error: {error}\n")
+        _say(f"error: {error}")
         sys.exit(2)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(128 + signal.SIGINT)
+
+
+def _hear_interrupts() -> None:
+    """As an exception, which lets what is open be closed, from the end of the imports on."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _say(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"{line}\n")

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+# Ctrl-C while libraries are imported ends this without a traceback.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -29,7 +34,13 @@ def run_dir(norm: str) -> Path:
 def command(*arguments: str) -> None:
     """Run a command of the project as a person would, and show it."""
     CONSOLE.print(f"\n$ python {shlex.join(arguments)}", style="bold", markup=False)
+    interrupted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
     finished = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
+    signal.signal(signal.SIGINT, before)
+    if interrupted:  # and so was the command, which keeps what it has
+        CONSOLE.print("stopped: make demo goes on from here")
+        sys.exit(128 + signal.SIGINT)
     if finished.returncode:
         sys.exit(finished.returncode)
 

@@ -21,9 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks is not installed
 
-from attnorm.reporting import markdown  # noqa: E402
-from attnorm.reporting.cells import sign  # noqa: E402
-from benchmarks.measure import as_markdown  # noqa: E402
+from attnorm.reporting import markdown
+from attnorm.reporting.cells import sign
+from benchmarks.measure import as_markdown
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RECORDS = ROOT / "docs" / "measured"
