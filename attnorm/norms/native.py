@@ -162,22 +162,14 @@ class NativePasses:
             running: mean and variance, float32, contiguous; they are moved.
         """
         n, c, h, w = x.shape
-        weight, bias, head_weight, head_bias = parameters
-        rows = head_bias.shape[0]
+        rows = parameters[3].shape[0]
         small, scratch = _floats(n * rows + 2 * c), _floats(4 * n * c + c)
         y = torch.empty_like(x)
         self._library.attnorm_train_forward(
-            x.data_ptr(),
-            weight.data_ptr(),
-            bias.data_ptr(),
-            head_weight.data_ptr(),
-            head_bias.data_ptr(),
-            small.data_ptr(),
-            scratch.data_ptr(),
-            running[0].data_ptr() if running else None,
-            running[1].data_ptr() if running else None,
+            *_pointers(x, *parameters, small, scratch),
+            *(_pointers(*running) if running else (None, None)),
             y.data_ptr(),
-            *(n, c, h * w, weight.shape[0], rows),
+            *(n, c, h * w, parameters[0].shape[0], rows),
             _channels_last(x),
             relu,
             torch.get_num_threads(),
@@ -197,31 +189,25 @@ class NativePasses:
     ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x (None unless needed) and of the parameters. dy lies as x does."""
         n, c, h, w = x.shape
-        weight, bias, head_weight, head_bias = parameters
-        rows = head_bias.shape[0]
-        weight_grad, bias_grad = torch.empty_like(weight), torch.empty_like(bias)
-        head_weight_grad, head_bias_grad = torch.empty_like(head_weight), _floats(rows)
+        weight, bias, head_weight, _ = parameters
+        rows = head_weight.shape[0]
+        found = (
+            torch.empty_like(weight),
+            torch.empty_like(bias),
+            torch.empty_like(head_weight),
+            _floats(rows),
+        )
         scratch = _floats(6 * n * c + 2 * c + n * rows)
         dx = torch.empty_like(x) if needs_dx else None
         self._library.attnorm_train_backward(
-            dy.data_ptr(),
-            x.data_ptr(),
-            weight.data_ptr(),
-            bias.data_ptr(),
-            head_weight.data_ptr(),
-            small.data_ptr(),
-            weight_grad.data_ptr(),
-            bias_grad.data_ptr(),
-            head_weight_grad.data_ptr(),
-            head_bias_grad.data_ptr(),
-            scratch.data_ptr(),
+            *_pointers(dy, x, weight, bias, head_weight, small, *found, scratch),
             None if dx is None else dx.data_ptr(),
             *(n, c, h * w, weight.shape[0], rows),
             _channels_last(x),
             relu,
             torch.get_num_threads(),
         )
-        return dx, weight_grad, bias_grad, head_weight_grad, head_bias_grad
+        return (dx, *found)
 
 
 def _floats(*sizes: int) -> Tensor:

@@ -71,7 +71,7 @@ class Passes(Protocol):
         folded: Tensor,
         relu: bool,
     ) -> Tensor:
-        """dx in x's dtype and memory format. May overwrite ``mean_grad`` and ``folded``."""
+        """dx in x's dtype and memory format."""
         ...
 
 

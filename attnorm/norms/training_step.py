@@ -33,10 +33,8 @@ def training_step(
         parameters: γ and β (K, C), the head's weight (R, C) and bias (R), whose shapes fit.
         running: mean and variance (C), which move by ``momentum``; None to leave them.
     """
-    if not x.is_cpu or fused.KERNELS or not fused.runs_now(x) or x.numel() == 0:
-        return None
-    passes = native.load(x.dtype) if x.dtype in (torch.float32, torch.bfloat16) else None
-    if passes is None or x.shape[1] != parameters[0].shape[1]:
+    passes = fused.passes_for(x) if fused.runs_now(x) else None
+    if not isinstance(passes, native.NativePasses) or x.shape[1] != parameters[0].shape[1]:
         return None
     for tensor in (*parameters, *(running or ())):
         if tensor.dtype != torch.float32 or not tensor.is_contiguous() or not tensor.is_cpu:

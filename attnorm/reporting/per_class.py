@@ -90,11 +90,9 @@ def mean_by_class(runs: Iterable[Run], moment: Moment = "best") -> dict[str, flo
     }
 
 
-def class_differences(
-    arch: str, an: Iterable[Run], bn: Iterable[Run], moment: Moment = "best"
-) -> ClassDifferences | None:
-    """None where a run of either has not been evaluated class by class."""
-    ours, theirs = mean_by_class(an, moment), mean_by_class(bn, moment)
+def class_differences(arch: str, an: Iterable[Run], bn: Iterable[Run]) -> ClassDifferences | None:
+    """At each run's best epoch; None where one of either has not been evaluated class by class."""
+    ours, theirs = mean_by_class(an), mean_by_class(bn)
     if ours is None or theirs is None:
         return None
     names = tuple(name for name in ours if name in theirs)

@@ -190,16 +190,11 @@ def _by_training(comparisons: Sequence[Comparison]) -> Table:
         errors = [f"{result.top1_error:.2f}" for result in comparison.loaders]
         table.add_row(comparison.trained_with, f"{comparison.images:,}", *errors)
     total = sum(comparison.images for comparison in comparisons)
-    together = (
-        sum(result.top1_error * images for images, result in column) / total
-        for column in zip(
-            *(
-                [(comparison.images, result) for result in comparison.loaders]
-                for comparison in comparisons
-            ),
-            strict=True,
-        )
-    )
+    together = [
+        sum(comparison.loaders[place].top1_error * comparison.images for comparison in comparisons)
+        / total
+        for place in range(len(comparisons[0].loaders))
+    ]
     table.add_section()
     table.add_row("together", f"{total:,}", *(f"{error:.3f}" for error in together))
     return table

@@ -68,7 +68,7 @@ def train_table(wanted: TableRuns) -> int:
     status = run_all(plan_runs(wanted), wanted.runs)
     if status != EXIT_INTERRUPTED:
         table = build_table(wanted.runs, wanted.data)
-        per_class.evaluate_missing(run for result in table.results for run in result.members)
+        per_class.evaluate_missing(table.runs)
         write_report(table, wanted.runs / "report")
         CONSOLE.print("\n" + summary(table), markup=False)
         CONSOLE.print(f"report: {wanted.runs / 'report' / 'index.html'}", markup=False)

@@ -38,8 +38,7 @@ def show_table(
     """
     table = build_table(runs, data)
     if evaluate is not None:
-        runs_of_rows = (run for result in table.results for run in result.members)
-        per_class.evaluate_missing(runs_of_rows, evaluate)
+        per_class.evaluate_missing(table.runs, evaluate)
     sys.stdout.write(formats.FORMATS[form](table) + "\n")
     if html:
         write_html(table, html)

@@ -131,6 +131,11 @@ class Table:
         return [result for row in self.rows for result in row.results]
 
     @property
+    def runs(self) -> list[Run]:
+        """Those behind the results."""
+        return [run for result in self.results for run in result.members]
+
+    @property
     def other_tests(self) -> list[str]:
         """Other test sets and labels that a result has errors of."""
         return sorted({name for result in self.results for name in result.other_tests})
