@@ -121,7 +121,7 @@ def replace_batch_norms(
     for site, old, layer in zip(sites, old_modules, layers, strict=True):
         assert isinstance(old, nn.BatchNorm2d)
         if id(old) not in replaced:
-            follower = _following_relu(model, site.name) if uses[id(old)] == 1 else None
+            follower = following_activation(model, site.name) if uses[id(old)] == 1 else None
             new = replaced[id(old)] = _replacement(old, layer, follower is not None)
             if follower and _holds_activation(new):
                 set_submodule(model, follower, nn.Identity())
@@ -216,8 +216,10 @@ def _transfer(old: nn.BatchNorm2d, new: nn.Module) -> None:
                 mine[name].copy_(tensor)
 
 
-def _following_relu(model: nn.Module, name: str) -> str | None:
-    """The name of a ReLU that is certain to be called on this module's output alone."""
+def following_activation(
+    model: nn.Module, name: str, kinds: tuple[type[nn.Module], ...] = (nn.ReLU,)
+) -> str | None:
+    """The name of an activation that is certain to be called on this module's output alone."""
     if not name:
         return None
     prefix, _, child = name.rpartition(".")
@@ -229,7 +231,7 @@ def _following_relu(model: nn.Module, name: str) -> str | None:
         follower = order[position] if position < len(order) else None
     else:
         follower = _ACTIVATION_AFTER.get(type(parent), {}).get(child)
-    if follower is None or type(children.get(follower)) is not nn.ReLU:
+    if follower is None or type(children.get(follower)) not in kinds:
         return None
     between = order[order.index(child) + 1 : order.index(follower)]
     if any(type(children[name]) is not nn.Identity for name in between):

@@ -14,6 +14,7 @@ from attnorm.norms.base import Normalization
 from attnorm.norms.fused import attentive_batch_norm
 from attnorm.norms.group import largest_group_count
 from attnorm.norms.heads import HEADS, LogitNorm, SigmoidHead, batch_normalized
+from attnorm.norms.passes import ACTIVATIONS, activated_
 from attnorm.norms.reference import attentive_affine
 from attnorm.norms.switchable import SwitchNorm2d
 from attnorm.norms.training_step import training_step
@@ -47,7 +48,8 @@ class AttentiveNorm2d(Normalization):
             1), which is K / 2 since every λ_k starts near 1/2. Before a ReLU6, which cuts at 6, so
             large a scale makes gradients grow from layer to layer.
         num_groups: For backbone gn: the largest divisor of C up to this is used.
-        activation: ``"relu"`` cuts negative values of the result within the same operator.
+        activation: ``"relu"`` cuts the result below 0 within the same operator, ``"relu6"`` above
+            6 as well.
         track_running_stats: Keep running statistics for evaluation (backbone bn); without them
             evaluation too uses those of the batch.
         device: Of the parameters.
@@ -73,7 +75,7 @@ class AttentiveNorm2d(Normalization):
         separate_attention: bool = False,
         initial_scale: float | None = None,
         num_groups: int = 32,
-        activation: Literal["relu"] | None = None,
+        activation: Literal["relu", "relu6"] | None = None,
         track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -81,7 +83,7 @@ class AttentiveNorm2d(Normalization):
         super().__init__()
         _require(backbone in BACKBONES, "backbone", backbone, "one of " + ", ".join(BACKBONES))
         _require(attention in HEADS, "attention", attention, "one of " + ", ".join(HEADS))
-        _require(activation in (None, "relu"), "activation", activation, "relu or None")
+        _require(activation in ACTIVATIONS, "activation", activation, "relu, relu6 or None")
         for name, count in (("num_components", num_components), ("num_groups", num_groups)):
             _require(count >= 1, name, count, "at least 1")
         valid = initial_scale is None or initial_scale > 0
@@ -145,7 +147,7 @@ class AttentiveNorm2d(Normalization):
             return self._fused_forward(x)
         with torch.autocast(x.device.type, enabled=False):
             y = self._reference_forward(x)
-        return y.relu_() if self.activation == "relu" else y
+        return activated_(y, ACTIVATIONS[self.activation])
 
     def extra_repr(self) -> str:
         return (
@@ -167,7 +169,9 @@ class AttentiveNorm2d(Normalization):
             moved = self.running_mean, self.running_var
         if of_batch and not self.group_name:
             options = {"momentum": self.momentum, "eps": self.eps}
-            done = training_step(x, parameters, moved, relu=self.activation == "relu", **options)
+            done = training_step(
+                x, parameters, moved, activation=ACTIVATIONS[self.activation], **options
+            )
             if done is not None:
                 return done
         y, mean, var = attentive_batch_norm(
@@ -176,7 +180,7 @@ class AttentiveNorm2d(Normalization):
             None if of_batch else self.running_mean,
             None if of_batch else self.running_var,
             eps=self.eps,
-            relu=self.activation == "relu",
+            activation=ACTIVATIONS[self.activation],
             group_name=self.group_name if self.training else "",
         )
         if moved is not None:

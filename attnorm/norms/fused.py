@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attnorm.norms import native
-from attnorm.norms.passes import Passes, PlainPasses, statistics_dtype
+from attnorm.norms.passes import Activation, Passes, PlainPasses, activated_, statistics_dtype
 from attnorm.norms.reference import attentive_affine
 from attnorm.norms.statistics import (
     group_by_name,
@@ -43,10 +43,10 @@ def attentive_batch_norm(
     running_var: Tensor | None = None,
     *,
     eps: float = 1e-5,
-    relu: bool = False,
+    activation: int = Activation.NONE,
     group_name: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Paper, equations 1, 6 and 7 with the head of Figure 3, and optionally a ReLU after them.
+    """Paper, equations 1, 6 and 7 with the head of Figure 3, and an activation after them.
 
     Args:
         x: (N, C, H, W), any float dtype; contiguous and channels_last inputs are not copied.
@@ -59,7 +59,7 @@ def attentive_batch_norm(
             without, by the statistics of the batch (training).
         running_var: (C), unbiased or not: it is used as given.
         eps: Added to the variance.
-        relu: Cut negative values.
+        activation: One of :class:`~attnorm.norms.passes.Activation`.
         group_name: The process group whose processes share the statistics of the batch.
 
     Returns:
@@ -67,7 +67,9 @@ def attentive_batch_norm(
     """
     parameters = (weight, bias, head_weight, head_bias)
     function = _Function.apply if runs_now(x) else torch.ops.attnorm.attentive_norm
-    y, _, mean, var, _ = function(x, *parameters, running_mean, running_var, eps, relu, group_name)
+    y, _, mean, var, _ = function(
+        x, *parameters, running_mean, running_var, eps, activation, group_name
+    )
     return y, mean, var
 
 
@@ -85,7 +87,7 @@ def _forward(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     eps: float,
-    relu: bool,
+    activation: int,
     group_name: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y, λ, centre, unbiased variance, rstd."""
@@ -106,7 +108,7 @@ def _forward(
             biased = unbiased * ((count - 1) / count)
             centre, biased, total = merged_statistics(centre, biased, count, group)
             unbiased, rstd = unbiased_variance(biased, total), torch.rsqrt(biased + eps)
-        y = passes.apply(x, affine, centre, rstd, relu)
+        y = passes.apply(x, affine, centre, rstd, activation)
         return y, mixture, centre, unbiased, rstd
 
 
@@ -119,7 +121,7 @@ def _forward_fake(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     eps: float,
-    relu: bool,
+    activation: int,
     group_name: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     c, dtype = x.shape[1], statistics_dtype(x)
@@ -139,7 +141,7 @@ def _backward(
     centre: Tensor,
     rstd: Tensor,
     batch_statistics: bool,
-    relu: bool,
+    activation: int,
     group_name: str,
     needs_dx: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -150,7 +152,7 @@ def _backward(
         dy = laid_out_like(dy, x)
         promoted = _promoted(x, weight, bias, head_weight)
         found = passes.collect(
-            dy, x, mixture, promoted[0], promoted[1], promoted[2], centre, rstd, relu
+            dy, x, mixture, promoted[0], promoted[1], promoted[2], centre, rstd, activation
         )
         folded = found.folded
         if not batch_statistics:
@@ -161,7 +163,7 @@ def _backward(
         dx = x.new_empty(0)
         if needs_dx:
             small = (found.affine, centre, rstd, found.mean_grad, folded)
-            dx = passes.gradient(dy, x, *small, relu)
+            dx = passes.gradient(dy, x, *small, activation)
         return (
             dx,
             found.weight_grad.to(weight.dtype),
@@ -181,7 +183,7 @@ def _backward_fake(
     centre: Tensor,
     rstd: Tensor,
     batch_statistics: bool,
-    relu: bool,
+    activation: int,
     group_name: str,
     needs_dx: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -195,7 +197,9 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, head_weight, head_bias, running_mean, _, ctx.eps, ctx.relu, ctx.group = inputs
+    x, weight, bias, head_weight, head_bias, running_mean, _, ctx.eps, ctx.activation, ctx.group = (
+        inputs
+    )
     _, mixture, centre, unbiased, rstd = output
     ctx.batch_statistics = running_mean is None
     ctx.mark_non_differentiable(mixture, centre, unbiased, rstd)
@@ -222,7 +226,7 @@ def _gradients(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor |
         centre,
         rstd,
         ctx.batch_statistics,
-        ctx.relu,
+        ctx.activation,
         ctx.group,
         ctx.needs_input_grad[0],
     )
@@ -248,7 +252,7 @@ def differentiable_gradients(
     y = attentive_affine(normalized, mixture, parameters[0], parameters[1]).to(x.dtype)
     wanted = [i for i in range(5) if ctx.needs_input_grad[i]]
     found = torch.autograd.grad(
-        y.relu() if ctx.relu else y, [inputs[i] for i in wanted], dy, create_graph=True
+        activated_(y, ctx.activation), [inputs[i] for i in wanted], dy, create_graph=True
     )
     gradients: list[Tensor | None] = [None] * 5
     for i, gradient in zip(wanted, found, strict=True):
@@ -275,7 +279,7 @@ _OPERATOR = torch.library.custom_op(
     _forward,
     mutates_args=(),
     schema="(Tensor x, Tensor weight, Tensor bias, Tensor head_weight, Tensor head_bias, "
-    "Tensor? running_mean, Tensor? running_var, float eps, bool relu, str group_name) "
+    "Tensor? running_mean, Tensor? running_var, float eps, int activation, str group_name) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 _OPERATOR.register_fake(_forward_fake)
@@ -286,7 +290,8 @@ _BACKWARD_OPERATOR = torch.library.custom_op(
     _backward,
     mutates_args=(),
     schema="(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor head_weight, Tensor mixture, "
-    "Tensor centre, Tensor rstd, bool batch_statistics, bool relu, str group_name, bool needs_dx) "
+    "Tensor centre, Tensor rstd, bool batch_statistics, int activation, str group_name, "
+    "bool needs_dx) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 _BACKWARD_OPERATOR.register_fake(_backward_fake)

@@ -1,4 +1,4 @@
-/* The passes of Attentive Normalization over float32 or bfloat16 activations on a CPU.
+/* The passes of Attentive and of Batch Normalization over float32 or bfloat16 activations on a CPU.
  *
  * An activation's elements are of type "element", float or, compiled with -DBFLOAT16, the upper half
  * of one; all arithmetic is on floats, and so is everything smaller than an activation.
@@ -48,6 +48,9 @@ static inline idx pixel_bands(idx n, idx p, int threads) {
   if ((rest) >= CHANNEL_BLOCK) {         \
     body(CHANNEL_BLOCK);                 \
     position += CHANNEL_BLOCK;           \
+  } else if ((rest) >= 32) {             \
+    body(32);                            \
+    position += 32;                      \
   } else if ((rest) >= 16) {             \
     body(16);                            \
     position += 16;                      \
@@ -61,11 +64,29 @@ INLINE void foresee(const element *row, const int width) {
   for (int k = 0; k < width; k += 64 / (int)sizeof(element)) __builtin_prefetch(row + k);
 }
 
-/* The gradient, or 0 where relu cut the value. An argument is loaded in any case, which is what lets
- * the loops become vector instructions. */
-static inline float uncut(float gradient, float value, int relu) {
-  return !relu || value > 0 ? gradient : 0;
+/* What follows the affine transformation: nothing, or what cuts below 0, or above 6 as well. What is
+ * not a number stays none. */
+enum { NONE, RELU, RELU6 };
+static inline float limited(float value, const int act) {
+  value = act != NONE && value < 0 ? 0 : value;
+  return act == RELU6 && value > 6 ? 6 : value;
 }
+
+/* The gradient, or 0 where the value was cut. An argument is loaded in any case, which is what lets
+ * the loops become vector instructions. */
+static inline float uncut(float gradient, float value, const int act) {
+  if (act == NONE) return gradient;
+  if (act == RELU) return value <= 0 ? 0 : gradient;
+  return (value <= 0) | (value >= 6) ? 0 : gradient;
+}
+
+/* The call with the activation as a constant, which leaves no branch in its loops. */
+#define EACH_ACTIVATION(call)        \
+  switch (act) {              \
+    case NONE: call(NONE); break;  \
+    case RELU: call(RELU); break;    \
+    default: call(RELU6);            \
+  }
 
 /* Threads share out instances; where these do not go round, blocks of their channels. */
 static inline idx channel_width(idx n, idx c, int threads) {
@@ -239,11 +260,11 @@ static void moments(const element *x, float *mean, float *var, idx c, idx p, idx
     for (idx k = from; k < from + width; k++) row_moments(x + k * p, p, mean + k, var + k);
 }
 
-/* y = gain * rstd * (x - centre) + offset, negative values cut to 0 if relu. Instances are taken
+/* y = gain * rstd * (x - centre) + offset, and the activation. Instances are taken
  * in the opposite order of the pass before, so its last ones are still in the cache. */
 INLINE void apply_columns(const element *x, const float *gain, const float *offset,
                           const float *centre, const float *rstd, element *y, idx stride, idx size,
-                          const int width, const int relu) {
+                          const int width, const int act) {
   float scale[CHANNEL_BLOCK], shift[CHANNEL_BLOCK], middle[CHANNEL_BLOCK];
   for (int k = 0; k < width; k++)
     scale[k] = gain[k] * rstd[k], shift[k] = offset[k], middle[k] = centre[k];
@@ -254,25 +275,26 @@ INLINE void apply_columns(const element *x, const float *gain, const float *offs
 #pragma omp simd
     for (int k = 0; k < width; k++) {
       const float value = scale[k] * (get(in[k]) - middle[k]) + shift[k];
-      out[k] = put(relu && !(value > 0) ? 0 : value);
+      out[k] = put(limited(value, act));
     }
   }
 }
 
-INLINE void apply_pass(const element *x, const float *gain, const float *offset, const float *centre,
-                       const float *rstd, element *y, idx n, idx c, idx p, int channels_last,
-                       const int relu, int threads) {
+/* Gains and offsets of instances are ``step`` apart: c, or 0 where all instances share them. */
+INLINE void apply_pass(const element *x, const float *gain, const float *offset, idx step,
+                       const float *centre, const float *rstd, element *y, idx n, idx c, idx p,
+                       int channels_last, const int act, int threads) {
   if (!channels_last) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (idx task = 0; task < n * c; task++) {
-      const idx k = task % c, i = (n - 1 - task / c) * c + k;
-      const float scale = gain[i] * rstd[k], shift = offset[i], m = centre[k];
-      const element *restrict in = x + i * p;
-      element *restrict out = y + i * p;
+      const idx k = task % c, i = n - 1 - task / c, at = i * step + k;
+      const float scale = gain[at] * rstd[k], shift = offset[at], m = centre[k];
+      const element *restrict in = x + (i * c + k) * p;
+      element *restrict out = y + (i * c + k) * p;
 #pragma omp simd
       for (idx j = 0; j < p; j++) {
         const float value = scale * (get(in[j]) - m) + shift;
-        out[j] = put(relu && !(value > 0) ? 0 : value);
+        out[j] = put(limited(value, act));
       }
     }
     return;
@@ -284,10 +306,10 @@ INLINE void apply_pass(const element *x, const float *gain, const float *offset,
     const idx begin = band * p / bands, end = (band + 1) * p / bands;
     idx k = 0;
     while (k < c) {
-      const idx pixel = (i * p + begin) * c + k, at = i * c + k;
+      const idx pixel = (i * p + begin) * c + k, at = i * step + k;
 #define COLUMNS(width)                                                                             \
   apply_columns(x + pixel, gain + at, offset + at, centre + k, rstd + k, y + pixel, c,             \
-                end - begin, width, relu)
+                end - begin, width, act)
       EACH_WIDTH(COLUMNS, c - k, k)
 #undef COLUMNS
     }
@@ -295,19 +317,18 @@ INLINE void apply_pass(const element *x, const float *gain, const float *offset,
 }
 
 void attnorm_apply(const element *x, const float *affine, const float *centre, const float *rstd,
-                   element *y, idx n, idx c, idx p, int channels_last, int relu, int threads) {
-  const float *offset = affine + n * c;
-  if (relu)
-    apply_pass(x, affine, offset, centre, rstd, y, n, c, p, channels_last, 1, threads);
-  else
-    apply_pass(x, affine, offset, centre, rstd, y, n, c, p, channels_last, 0, threads);
+                   element *y, idx n, idx c, idx p, int channels_last, int act, int threads) {
+#define APPLY(act) \
+  apply_pass(x, affine, affine + n * c, c, centre, rstd, y, n, c, p, channels_last, act, threads)
+  EACH_ACTIVATION(APPLY)
+#undef APPLY
 }
 
-/* Sums over the pixels of an instance: of dy, dy * (x - centre) and x - centre; where relu cut the
- * output, dy counts as 0. */
+/* Sums over the pixels of an instance: of dy, dy * (x - centre) and x - centre; where the
+ * activation cut the output, dy counts as 0. */
 INLINE void reduce_columns(const element *dy, const element *x, const float *gain, const float *offset,
                            const float *centre, const float *rstd, float *first, float *second,
-                           float *third, idx stride, idx size, const int width, const int relu) {
+                           float *third, idx stride, idx size, const int width, const int act) {
   float scale[CHANNEL_BLOCK], shift[CHANNEL_BLOCK], middle[CHANNEL_BLOCK];
   float a[CHANNEL_BLOCK], b[CHANNEL_BLOCK], d[CHANNEL_BLOCK];
   for (int k = 0; k < width; k++) {
@@ -320,7 +341,7 @@ INLINE void reduce_columns(const element *dy, const element *x, const float *gai
 #pragma omp simd
     for (int k = 0; k < width; k++) {
       const float from_centre = get(in[k]) - middle[k];
-      const float g = uncut(get(grad[k]), scale[k] * from_centre + shift[k], relu);
+      const float g = uncut(get(grad[k]), scale[k] * from_centre + shift[k], act);
       a[k] += g;
       b[k] += g * from_centre;
       d[k] += from_centre;
@@ -330,21 +351,23 @@ INLINE void reduce_columns(const element *dy, const element *x, const float *gai
 }
 
 INLINE void reduce_row(const element *dy, const element *x, float scale, float shift, float centre,
-                       float *first, float *second, float *third, idx size, const int relu) {
+                       float *first, float *second, float *third, idx size, const int act) {
   const idx whole = size / LANES * LANES;
   lanes as = {0}, bs = {0}, ds = {0};
   float a = 0, b = 0, d = 0;
   for (idx j = 0; j < whole; j += LANES) {
     const lanes from_centre = get_lanes(x + j) - centre;
     lanes g = get_lanes(dy + j);
-    if (relu) g = (lanes)((mask_lanes)g & (scale * from_centre + shift > 0));
+    const lanes value = scale * from_centre + shift;
+    if (act != NONE) g = (lanes)((mask_lanes)g & ~(value <= 0));
+    if (act == RELU6) g = (lanes)((mask_lanes)g & ~(value >= 6));
     as += g;
     bs += g * from_centre;
     ds += from_centre;
   }
   for (idx j = whole; j < size; j++) {
     const float from_centre = get(x[j]) - centre;
-    const float g = uncut(get(dy[j]), scale * from_centre + shift, relu);
+    const float g = uncut(get(dy[j]), scale * from_centre + shift, act);
     a += g;
     b += g * from_centre;
     d += from_centre;
@@ -356,18 +379,18 @@ INLINE void reduce_row(const element *dy, const element *x, float scale, float s
 INLINE void reduce(const element *dy, const element *x, const float *gain, const float *offset,
                    const float *centre, const float *rstd, float *first, float *second,
                    float *third, idx c, idx p, idx from, idx end, int channels_last,
-                   const int relu) {
+                   const int act) {
   idx k = from;
   while (k < end) {
     if (!channels_last) {
       reduce_row(dy + k * p, x + k * p, gain[k] * rstd[k], offset[k], centre[k], first + k,
-                 second + k, third + k, p, relu);
+                 second + k, third + k, p, act);
       k++;
       continue;
     }
 #define COLUMNS(width)                                                                        \
   reduce_columns(dy + k, x + k, gain + k, offset + k, centre + k, rstd + k, first + k,        \
-                 second + k, third + k, c, p, width, relu)
+                 second + k, third + k, c, p, width, act)
     EACH_WIDTH(COLUMNS, end - k, k)
 #undef COLUMNS
   }
@@ -379,7 +402,7 @@ INLINE void gradient_columns(const element *dy, const element *x, const float *g
                              const float *offset, const float *centre, const float *rstd,
                              const float *dmean, const float *shifts, const float *slopes,
                              float share, element *dx, idx stride, idx size, const int width,
-                             const int relu) {
+                             const int act) {
   float scale[CHANNEL_BLOCK], cut[CHANNEL_BLOCK], middle[CHANNEL_BLOCK];
   float incline[CHANNEL_BLOCK], constant[CHANNEL_BLOCK];
   for (int k = 0; k < width; k++) {
@@ -394,30 +417,30 @@ INLINE void gradient_columns(const element *dy, const element *x, const float *g
 #pragma omp simd
     for (int k = 0; k < width; k++) {
       const float from_centre = get(in[k]) - middle[k];
-      const float g = uncut(get(grad[k]), scale[k] * from_centre + cut[k], relu);
+      const float g = uncut(get(grad[k]), scale[k] * from_centre + cut[k], act);
       out[k] = put(scale[k] * g + (incline[k] * from_centre + constant[k]));
     }
   }
 }
 
 INLINE void gradient_pass(const element *dy, const element *x, const float *gain, const float *offset,
-                          const float *centre, const float *rstd, const float *dmean,
+                          idx step, const float *centre, const float *rstd, const float *dmean,
                           const float *folded, element *dx, idx n, idx c, idx p,
-                          int channels_last, const int relu, int threads) {
+                          int channels_last, const int act, int threads) {
   const float *slopes = folded + c, share = 1 / (float)p;
   if (!channels_last) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (idx task = 0; task < n * c; task++) {
-      const idx k = task % c, i = (n - 1 - task / c) * c + k;
-      const float scale = gain[i] * rstd[k], b = offset[i], m = centre[k];
+      const idx k = task % c, i = n - 1 - task / c, at = i * step + k;
+      const float scale = gain[at] * rstd[k], b = offset[at], m = centre[k];
       const float e = -rstd[k] * rstd[k] * slopes[k];
-      const float constant = dmean[i] * share - rstd[k] * folded[k];
-      const element *restrict in = x + i * p, *restrict grad = dy + i * p;
-      element *restrict out = dx + i * p;
+      const float constant = dmean[at] * share - rstd[k] * folded[k];
+      const element *restrict in = x + (i * c + k) * p, *restrict grad = dy + (i * c + k) * p;
+      element *restrict out = dx + (i * c + k) * p;
 #pragma omp simd
       for (idx j = 0; j < p; j++) {
         const float from_centre = get(in[j]) - m;
-        const float g = uncut(get(grad[j]), scale * from_centre + b, relu);
+        const float g = uncut(get(grad[j]), scale * from_centre + b, act);
         out[j] = put(scale * g + (e * from_centre + constant));
       }
     }
@@ -430,11 +453,11 @@ INLINE void gradient_pass(const element *dy, const element *x, const float *gain
     const idx begin = band * p / bands, end = (band + 1) * p / bands;
     idx k = 0;
     while (k < c) {
-      const idx pixel = (i * p + begin) * c + k, at = i * c + k;
+      const idx pixel = (i * p + begin) * c + k, at = i * step + k;
 #define COLUMNS(width)                                                                             \
   gradient_columns(dy + pixel, x + pixel, gain + at, offset + at, centre + k, rstd + k,            \
                    dmean + at, folded + k, slopes + k, share, dx + pixel, c, end - begin, width,   \
-                   relu)
+                   act)
       EACH_WIDTH(COLUMNS, c - k, k)
 #undef COLUMNS
     }
@@ -443,14 +466,12 @@ INLINE void gradient_pass(const element *dy, const element *x, const float *gain
 
 void attnorm_gradient(const element *dy, const element *x, const float *affine, const float *centre,
                       const float *rstd, const float *dmean, const float *folded, element *dx,
-                      idx n, idx c, idx p, int channels_last, int relu, int threads) {
-  const float *offset = affine + n * c;
-  if (relu)
-    gradient_pass(dy, x, affine, offset, centre, rstd, dmean, folded, dx, n, c, p, channels_last,
-                  1, threads);
-  else
-    gradient_pass(dy, x, affine, offset, centre, rstd, dmean, folded, dx, n, c, p, channels_last,
-                  0, threads);
+                      idx n, idx c, idx p, int channels_last, int act, int threads) {
+#define GRADIENT(act)                                                                            \
+  gradient_pass(dy, x, affine, affine + n * c, c, centre, rstd, dmean, folded, dx, n, c, p,      \
+                channels_last, act, threads)
+  EACH_ACTIVATION(GRADIENT)
+#undef GRADIENT
 }
 
 /* gain = lambda gamma, offset = lambda beta, of one instance. With rows = 2k outputs the first k
@@ -488,6 +509,22 @@ static void statistics(const float *mean, const float *var, float *centre, float
     rstd[j] = 1 / sqrtf(biased + eps);
     unbiased[j] = biased * correction;
   }
+}
+
+static void statistics_of_all(const float *mean, const float *var, float *centre, float *unbiased,
+                              float *rstd, idx n, idx c, idx p, int threads, float eps) {
+  const idx parts = (c + CHANNEL_BLOCK - 1) / CHANNEL_BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * c > SMALL)
+  for (idx part = 0; part < parts; part++) {
+    const idx from = part * CHANNEL_BLOCK, end = least(c, from + CHANNEL_BLOCK);
+    statistics(mean, var, centre, unbiased, rstd, n, c, p, from, end, eps);
+  }
+}
+
+/* Running statistics, which may be 0. */
+static void move(float *running, const float *newest, idx c, float momentum) {
+  if (running)
+    for (idx j = 0; j < c; j++) running[j] += momentum * (newest[j] - running[j]);
 }
 
 /* One instance's gradients of its logits and of its mean. Of reduce's sums, those of dy * (x -
@@ -538,18 +575,13 @@ void attnorm_prepare(const element *x, const float *gamma, const float *beta, co
     attention_row(mean + i * c, weight, bias, lambda + i * rows, c, rows);
     affine_row(lambda + i * rows, gamma, beta, affine + i * c, affine + (n + i) * c, c, k, rows);
   }
-  const idx parts = (c + CHANNEL_BLOCK - 1) / CHANNEL_BLOCK;
-#pragma omp parallel for num_threads(threads) schedule(static) if (n * c > SMALL)
-  for (idx part = 0; part < parts; part++) {
-    const idx from = part * CHANNEL_BLOCK, end = least(c, from + CHANNEL_BLOCK);
-    statistics(mean, var, centre, unbiased, rstd, n, c, p, from, end, eps);
-  }
+  statistics_of_all(mean, var, centre, unbiased, rstd, n, c, p, threads, eps);
 }
 
 INLINE void collect(const element *dy, const element *x, const float *lambda, const float *gamma,
                     const float *beta, const float *weight, const float *centre, const float *rstd,
                     float *affine, float *dmean, float *scratch, idx n, idx c, idx p, idx k,
-                    idx rows, int channels_last, int threads, const int relu) {
+                    idx rows, int channels_last, int threads, const int act) {
   float *first = scratch, *second = first + n * c, *third = second + n * c, *dz = third + n * c;
   const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
   if (blocks > 1) {
@@ -559,7 +591,7 @@ INLINE void collect(const element *dy, const element *x, const float *lambda, co
     for (idx task = 0; task < n * blocks; task++) {
       const idx i = task / blocks, from = task % blocks * width, at = i * c;
       reduce(dy + at * p, x + at * p, affine + at, affine + n * c + at, centre, rstd, first + at,
-             second + at, third + at, c, p, from, least(c, from + width), channels_last, relu);
+             second + at, third + at, c, p, from, least(c, from + width), channels_last, act);
     }
   }
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -568,7 +600,7 @@ INLINE void collect(const element *dy, const element *x, const float *lambda, co
     if (blocks == 1) {
       affine_row(lambda + i * rows, gamma, beta, affine + at, affine + n * c + at, c, k, rows);
       reduce(dy + at * p, x + at * p, affine + at, affine + n * c + at, centre, rstd, first + at,
-             second + at, third + at, c, p, 0, c, channels_last, relu);
+             second + at, third + at, c, p, 0, c, channels_last, act);
     }
     head_backward_row(first + at, second + at, third + at, lambda + i * rows, gamma, beta, weight,
                       centre, rstd, dz + i * rows, dmean + at, c, p, k, rows);
@@ -581,13 +613,12 @@ void attnorm_collect(const element *dy, const element *x, const float *lambda, c
                      const float *beta, const float *weight, const float *centre,
                      const float *rstd, float *dgamma, float *dbeta, float *dweight, float *dbias,
                      float *affine, float *dmean, float *folded, float *scratch, idx n, idx c,
-                     idx p, idx k, idx rows, int channels_last, int threads, int relu) {
-  if (relu)
-    collect(dy, x, lambda, gamma, beta, weight, centre, rstd, affine, dmean, scratch, n, c, p, k,
-            rows, channels_last, threads, 1);
-  else
-    collect(dy, x, lambda, gamma, beta, weight, centre, rstd, affine, dmean, scratch, n, c, p, k,
-            rows, channels_last, threads, 0);
+                     idx p, idx k, idx rows, int channels_last, int threads, int act) {
+#define COLLECT(act)                                                                            \
+  collect(dy, x, lambda, gamma, beta, weight, centre, rstd, affine, dmean, scratch, n, c, p, k,   \
+          rows, channels_last, threads, act)
+  EACH_ACTIVATION(COLLECT)
+#undef COLLECT
   const float *first = scratch, *second = first + n * c, *mean = second + n * c;
   const float *dz = mean + n * c;
   const idx blocks = (c + CHANNEL_BLOCK - 1) / CHANNEL_BLOCK;
@@ -616,18 +647,15 @@ void attnorm_collect(const element *dy, const element *x, const float *lambda, c
 void attnorm_train_forward(const element *x, const float *gamma, const float *beta,
                            const float *weight, const float *bias, float *small, float *scratch,
                            float *running_mean, float *running_var, element *y, idx n, idx c, idx p,
-                           idx k, idx rows, int channels_last, int relu, int threads, float eps,
+                           idx k, idx rows, int channels_last, int act, int threads, float eps,
                            float momentum) {
   float *centre = small + n * rows, *rstd = centre + c;
   float *affine = scratch, *moments = affine + 2 * n * c, *unbiased = moments + 2 * n * c;
   attnorm_prepare(x, gamma, beta, weight, bias, small, affine, centre, unbiased, rstd, moments, n, c,
                   p, k, rows, channels_last, threads, eps);
-  if (running_mean && running_var)
-    for (idx j = 0; j < c; j++) {
-      running_mean[j] += momentum * (centre[j] - running_mean[j]);
-      running_var[j] += momentum * (unbiased[j] - running_var[j]);
-    }
-  attnorm_apply(x, affine, centre, rstd, y, n, c, p, channels_last, relu, threads);
+  move(running_mean, centre, c, momentum);
+  move(running_var, unbiased, c, momentum);
+  attnorm_apply(x, affine, centre, rstd, y, n, c, p, channels_last, act, threads);
 }
 
 /* dx may be 0. scratch: 6 x N x C, 2 x C, N x R. */
@@ -635,13 +663,93 @@ void attnorm_train_backward(const element *dy, const element *x, const float *ga
                             const float *beta, const float *weight, const float *small,
                             float *dgamma, float *dbeta, float *dweight, float *dbias,
                             float *scratch, element *dx, idx n, idx c, idx p, idx k, idx rows,
-                            int channels_last, int relu, int threads) {
+                            int channels_last, int act, int threads) {
   const float *centre = small + n * rows, *rstd = centre + c;
   float *affine = scratch, *dmean = affine + 2 * n * c, *folded = dmean + n * c;
   attnorm_collect(dy, x, small, gamma, beta, weight, centre, rstd, dgamma, dbeta, dweight, dbias,
                   affine, dmean, folded, folded + 2 * c, n, c, p, k, rows, channels_last, threads,
-                  relu);
+                  act);
   if (dx)
-    attnorm_gradient(dy, x, affine, centre, rstd, dmean, folded, dx, n, c, p, channels_last, relu,
+    attnorm_gradient(dy, x, affine, centre, rstd, dmean, folded, dx, n, c, p, channels_last, act,
                      threads);
+}
+
+/* Batch normalization knows of no instances. Where pixels lie one after the other, those of several
+ * small ones are taken as one's: shorter arrays, longer loops. Not by the number of threads, on which
+ * no sum may depend. */
+static void regroup(idx *n, idx *p, int channels_last) {
+  if (channels_last)
+    while (*n % 2 == 0 && *n > 8 && *p < PIXEL_BLOCK) *n /= 2, *p *= 2;
+}
+
+/* A training step of batch normalization, by the same passes. small: centre, rstd. scratch: 2 x N x C,
+ * C. */
+void attnorm_batch_forward(const element *x, const float *gamma, const float *beta, float *small,
+                           float *scratch, float *running_mean, float *running_var, element *y, idx n,
+                           idx c, idx p, int channels_last, int act, int threads, float eps,
+                           float momentum) {
+  regroup(&n, &p, channels_last);
+  float *centre = small, *rstd = centre + c;
+  float *mean = scratch, *var = mean + n * c, *unbiased = var + n * c;
+  const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx task = 0; task < n * blocks; task++) {
+    const idx i = task / blocks, from = task % blocks * width;
+    moments(x + i * c * p, mean + i * c, var + i * c, c, p, from, least(width, c - from),
+            channels_last);
+  }
+  statistics_of_all(mean, var, centre, unbiased, rstd, n, c, p, threads, eps);
+  move(running_mean, centre, c, momentum);
+  move(running_var, unbiased, c, momentum);
+#define APPLY(act) \
+  apply_pass(x, gamma, beta, 0, centre, rstd, y, n, c, p, channels_last, act, threads)
+  EACH_ACTIVATION(APPLY)
+#undef APPLY
+}
+
+INLINE void batch_sums(const element *dy, const element *x, const float *gamma, const float *beta,
+                       const float *centre, const float *rstd, float *first, float *second,
+                       float *third, idx n, idx c, idx p, int channels_last, int threads,
+                       const int act) {
+  const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx task = 0; task < n * blocks; task++) {
+    const idx i = task / blocks, from = task % blocks * width, at = i * c;
+    reduce(dy + at * p, x + at * p, gamma, beta, centre, rstd, first + at, second + at, third + at, c,
+           p, from, least(c, from + width), channels_last, act);
+  }
+}
+
+/* dx may be 0. scratch: 3 x N x C, 3 x C. */
+void attnorm_batch_backward(const element *dy, const element *x, const float *gamma,
+                            const float *beta, const float *small, float *dgamma, float *dbeta,
+                            float *scratch, element *dx, idx n, idx c, idx p, int channels_last,
+                            int act, int threads) {
+  regroup(&n, &p, channels_last);
+  const float *centre = small, *rstd = centre + c, share = 1 / (float)(n * p);
+  float *first = scratch, *second = first + n * c, *third = second + n * c;
+  float *dmean = third + n * c, *folded = dmean + c;
+#define SUMS(act)                                                                                \
+  batch_sums(dy, x, gamma, beta, centre, rstd, first, second, third, n, c, p, channels_last,     \
+             threads, act)
+  EACH_ACTIVATION(SUMS)
+#undef SUMS
+  for (idx j = 0; j < c; j++) dbeta[j] = dgamma[j] = dmean[j] = 0;
+  for (idx i = 0; i < n; i++)
+#pragma omp simd
+    for (idx j = 0; j < c; j++) {
+      dbeta[j] += first[i * c + j];
+      dgamma[j] += second[i * c + j];
+    }
+  for (idx j = 0; j < c; j++) {
+    dgamma[j] *= rstd[j];
+    folded[j] = gamma[j] * dbeta[j] * share;
+    folded[c + j] = gamma[j] * dgamma[j] * share;
+  }
+  if (!dx) return;
+#define GRADIENT(act)                                                                            \
+  gradient_pass(dy, x, gamma, beta, 0, centre, rstd, dmean, folded, dx, n, c, p, channels_last,  \
+                act, threads)
+  EACH_ACTIVATION(GRADIENT)
+#undef GRADIENT
 }

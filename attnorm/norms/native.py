@@ -30,7 +30,7 @@ _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 _COMPILE_SECONDS = 60
 
-# Numbers of pointers, of sizes (N, C, P, K, R), of switches (and the thread count), and of floats.
+# Numbers of pointers, of sizes (N, C, P; K, R), of switches (and the thread count), and of floats.
 _SIGNATURES = {
     "attnorm_prepare": (11, 5, 2, 1),
     "attnorm_apply": (5, 3, 3, 0),
@@ -38,6 +38,8 @@ _SIGNATURES = {
     "attnorm_gradient": (8, 3, 3, 0),
     "attnorm_train_forward": (10, 5, 3, 2),
     "attnorm_train_backward": (12, 5, 3, 0),
+    "attnorm_batch_forward": (8, 3, 3, 2),
+    "attnorm_batch_backward": (9, 3, 3, 0),
 }
 
 
@@ -79,13 +81,15 @@ class NativePasses:
         )
         return mixture, affine, centre, unbiased, rstd
 
-    def apply(self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, relu: bool) -> Tensor:
+    def apply(
+        self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, activation: int
+    ) -> Tensor:
         y = torch.empty_like(x)
         self._library.attnorm_apply(
             *_pointers(x, affine, centre, rstd, y),
             *_sizes(x),
             _channels_last(x),
-            relu,
+            activation,
             torch.get_num_threads(),
         )
         return y
@@ -100,7 +104,7 @@ class NativePasses:
         head_weight: Tensor,
         centre: Tensor,
         rstd: Tensor,
-        relu: bool,
+        activation: int,
     ) -> Collected:
         n, c, pixels = _sizes(x)
         k, rows = weight.shape[0], head_weight.shape[0]
@@ -120,7 +124,7 @@ class NativePasses:
             *(n, c, pixels, k, rows),
             _channels_last(x),
             torch.get_num_threads(),
-            relu,
+            activation,
         )
         return found
 
@@ -133,14 +137,14 @@ class NativePasses:
         rstd: Tensor,
         mean_grad: Tensor,
         folded: Tensor,
-        relu: bool,
+        activation: int,
     ) -> Tensor:
         dx = torch.empty_like(x)
         self._library.attnorm_gradient(
             *_pointers(dy, x, affine, centre, rstd, mean_grad, folded, dx),
             *_sizes(x),
             _channels_last(x),
-            relu,
+            activation,
             torch.get_num_threads(),
         )
         return dx
@@ -152,7 +156,7 @@ class NativePasses:
         running: tuple[Tensor, Tensor] | None,
         momentum: float,
         eps: float,
-        relu: bool,
+        activation: int,
     ) -> tuple[Tensor, Tensor]:
         """y, and what :meth:`train_backward` takes: λ, centre and rstd in one tensor.
 
@@ -171,7 +175,7 @@ class NativePasses:
             y.data_ptr(),
             *(n, c, h * w, parameters[0].shape[0], rows),
             _channels_last(x),
-            relu,
+            activation,
             torch.get_num_threads(),
             eps,
             momentum,
@@ -184,7 +188,7 @@ class NativePasses:
         x: Tensor,
         parameters: tuple[Tensor, Tensor, Tensor, Tensor],
         small: Tensor,
-        relu: bool,
+        activation: int,
         needs_dx: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x (None unless needed) and of the parameters. dy lies as x does."""
@@ -204,7 +208,60 @@ class NativePasses:
             None if dx is None else dx.data_ptr(),
             *(n, c, h * w, weight.shape[0], rows),
             _channels_last(x),
-            relu,
+            activation,
+            torch.get_num_threads(),
+        )
+        return (dx, *found)
+
+    def batch_forward(
+        self,
+        x: Tensor,
+        parameters: tuple[Tensor, Tensor],
+        running: tuple[Tensor, Tensor],
+        momentum: float,
+        eps: float,
+        activation: int,
+    ) -> tuple[Tensor, Tensor]:
+        """y of batch normalization, and what :meth:`batch_backward` takes: centre and rstd.
+
+        Args:
+            x: dense.
+            parameters: γ and β (C); float32, contiguous.
+            running: mean and variance, float32, contiguous; they are moved.
+        """
+        n, c, pixels = _sizes(x)
+        small, scratch = _floats(2 * c), _floats(2 * n * c + c)
+        y = torch.empty_like(x)
+        self._library.attnorm_batch_forward(
+            *_pointers(x, *parameters, small, scratch, *running, y),
+            *(n, c, pixels),
+            _channels_last(x),
+            activation,
+            torch.get_num_threads(),
+            eps,
+            momentum,
+        )
+        return y, small
+
+    def batch_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        parameters: tuple[Tensor, Tensor],
+        small: Tensor,
+        activation: int,
+        needs_dx: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Gradients of x (None unless needed), γ and β. dy lies as x does."""
+        n, c, pixels = _sizes(x)
+        found, scratch = (_floats(c), _floats(c)), _floats(3 * n * c + 3 * c)
+        dx = torch.empty_like(x) if needs_dx else None
+        self._library.attnorm_batch_backward(
+            *_pointers(dy, x, *parameters, small, *found, scratch),
+            None if dx is None else dx.data_ptr(),
+            *(n, c, pixels),
+            _channels_last(x),
+            activation,
             torch.get_num_threads(),
         )
         return (dx, *found)

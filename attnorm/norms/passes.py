@@ -6,10 +6,22 @@ bfloat16 on a CPU with a C compiler) and ``triton_passes`` (CUDA). ``fused`` str
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Activation(IntEnum):
+    """What is applied to the result: nothing, or what cuts it below 0, or above 6 as well."""
+
+    NONE = 0
+    RELU = 1
+    RELU6 = 2
+
+
+ACTIVATIONS = {None: Activation.NONE, "relu": Activation.RELU, "relu6": Activation.RELU6}
 
 
 class Passes(Protocol):
@@ -38,8 +50,10 @@ class Passes(Protocol):
         """λ (N, R; paper, equation 6), affine; centre, unbiased variance and rstd of this batch."""
         ...
 
-    def apply(self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, relu: bool) -> Tensor:
-        """y (paper, equation 7) in x's dtype and memory format, negative values cut if ``relu``."""
+    def apply(
+        self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, activation: int
+    ) -> Tensor:
+        """y (paper, equation 7) in x's dtype and memory format, ``activation`` applied."""
         ...
 
     def collect(
@@ -52,11 +66,11 @@ class Passes(Protocol):
         head_weight: Tensor,
         centre: Tensor,
         rstd: Tensor,
-        relu: bool,
+        activation: int,
     ) -> Collected:
         """Everything that backward needs to know before it can write dx.
 
-        dy has x's dtype and memory format; where ``relu`` cut y, it counts as 0.
+        dy has x's dtype and memory format; where ``activation`` cut y, it counts as 0.
         """
         ...
 
@@ -69,7 +83,7 @@ class Passes(Protocol):
         rstd: Tensor,
         mean_grad: Tensor,
         folded: Tensor,
-        relu: bool,
+        activation: int,
     ) -> Tensor:
         """dx in x's dtype and memory format."""
         ...
@@ -118,9 +132,11 @@ class PlainPasses:
         unbiased = biased * (count / max(count - 1, 1))
         return mixture, _affine(mixture, weight, bias), centre, unbiased, torch.rsqrt(biased + eps)
 
-    def apply(self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, relu: bool) -> Tensor:
+    def apply(
+        self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, activation: int
+    ) -> Tensor:
         y = _transformed(_centred(x, centre), affine[0] * rstd, affine[1])
-        return (y.relu_() if relu else y).to(x.dtype)
+        return activated_(y, activation).to(x.dtype)
 
     def collect(
         self,
@@ -132,11 +148,11 @@ class PlainPasses:
         head_weight: Tensor,
         centre: Tensor,
         rstd: Tensor,
-        relu: bool,
+        activation: int,
     ) -> Collected:
         affine = _affine(mixture, weight, bias)
         deviation = _centred(x, centre)
-        dy = _uncut(dy, deviation, affine, rstd) if relu else dy.to(deviation.dtype)
+        dy = _uncut(dy, deviation, affine, rstd, activation)
         mean = deviation.mean((2, 3)) + centre
         first, second = dy.sum((2, 3)), deviation.mul_(dy).sum((2, 3)) * rstd
         for_gain, for_offset = _halves(mixture, weight.shape[0])
@@ -164,10 +180,10 @@ class PlainPasses:
         rstd: Tensor,
         mean_grad: Tensor,
         folded: Tensor,
-        relu: bool,
+        activation: int,
     ) -> Tensor:
         deviation = _centred(x, centre)
-        dy = _uncut(dy, deviation, affine, rstd) if relu else dy.to(deviation.dtype)
+        dy = _uncut(dy, deviation, affine, rstd, activation)
         shift = mean_grad / (x.shape[2] * x.shape[3]) - rstd * folded[0]
         dx = _transformed(deviation, (-rstd.square() * folded[1])[None], shift)
         return dx.addcmul_(dy, _per_instance(affine[0] * rstd)).to(x.dtype)
@@ -196,9 +212,20 @@ def _transformed(deviation: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     return deviation.mul_(_per_instance(scale)).add_(_per_instance(offset))
 
 
-def _uncut(dy: Tensor, deviation: Tensor, affine: Tensor, rstd: Tensor) -> Tensor:
+def activated_(y: Tensor, activation: int) -> Tensor:
+    """y in place, with its activation."""
+    if activation == Activation.NONE:
+        return y
+    return y.clamp_(0, 6) if activation == Activation.RELU6 else y.relu_()
+
+
+def _uncut(dy: Tensor, deviation: Tensor, affine: Tensor, rstd: Tensor, activation: int) -> Tensor:
+    dy = dy.to(deviation.dtype)
+    if activation == Activation.NONE:
+        return dy
     y = torch.addcmul(_per_instance(affine[1]), deviation, _per_instance(affine[0] * rstd))
-    return torch.where(y > 0, dy.to(deviation.dtype), 0)
+    cut = y <= 0
+    return dy.masked_fill(cut.logical_or_(y >= 6) if activation == Activation.RELU6 else cut, 0)
 
 
 def _halves(mixture: Tensor, num_components: int) -> tuple[Tensor, Tensor]:

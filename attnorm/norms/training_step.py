@@ -24,7 +24,7 @@ def training_step(
     *,
     momentum: float,
     eps: float,
-    relu: bool,
+    activation: int,
 ) -> Tensor | None:
     """y, normalized by the statistics of the batch; None where two calls of C cannot do it.
 
@@ -39,7 +39,7 @@ def training_step(
     for tensor in (*parameters, *(running or ())):
         if tensor.dtype != torch.float32 or not tensor.is_contiguous() or not tensor.is_cpu:
             return None
-    y: Tensor = _TrainingStep.apply(x, *parameters, passes, running, momentum, eps, relu)  # type: ignore[no-untyped-call]
+    y: Tensor = _TrainingStep.apply(x, *parameters, passes, running, momentum, eps, activation)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -56,13 +56,13 @@ class _TrainingStep(torch.autograd.Function):
         running: tuple[Tensor, Tensor] | None,
         momentum: float,
         eps: float,
-        relu: bool,
+        activation: int,
     ) -> Tensor:
         x = fused.dense(x)
         parameters = (weight, bias, head_weight, head_bias)
-        y, small = passes.train_forward(x, parameters, running, momentum, eps, relu)
+        y, small = passes.train_forward(x, parameters, running, momentum, eps, activation)
         ctx.save_for_backward(x, *parameters, small)
-        ctx.passes, ctx.eps, ctx.relu = passes, eps, relu
+        ctx.passes, ctx.eps, ctx.activation = passes, eps, activation
         ctx.batch_statistics, ctx.group = True, ""
         return y
 
@@ -76,5 +76,7 @@ class _TrainingStep(torch.autograd.Function):
             found = fused.differentiable_gradients(ctx, dy, inputs, small, small)
             return (*found, *nothing)
         dy, needs_dx = fused.laid_out_like(dy, x), ctx.needs_input_grad[0]
-        gradients = ctx.passes.train_backward(dy, x, tuple(parameters), small, ctx.relu, needs_dx)
+        gradients = ctx.passes.train_backward(
+            dy, x, tuple(parameters), small, ctx.activation, needs_dx
+        )
         return (*gradients, *nothing)

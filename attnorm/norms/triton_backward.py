@@ -28,7 +28,7 @@ def reduce_kernel(
     rows,
     stride_c,
     stride_p,
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -57,8 +57,11 @@ def reduce_kernel(
         values = tl.load(x + here, mask, 0.0).to(tl.float32)
         grad = tl.load(dy + here, mask, 0.0).to(tl.float32)
         deviation = tl.where(mask, values - middle[:, None], 0.0)
-        if RELU:
-            grad = tl.where(scale[:, None] * deviation + offset[:, None] > 0, grad, 0.0)
+        if ACTIVATION > 0:
+            value = scale[:, None] * deviation + offset[:, None]
+            grad = tl.where(value <= 0, 0.0, grad)
+            if ACTIVATION == 2:
+                grad = tl.where(value >= 6, 0.0, grad)
         first += grad
         second += grad * deviation
         third += deviation
@@ -205,7 +208,7 @@ def gradient_kernel(
     p,
     stride_c,
     stride_p,
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -224,8 +227,11 @@ def gradient_kernel(
     shift -= reciprocal * tl.load(folded + j, j < c, 0.0)
     deviation = tl.load(x + at, mask, 0.0).to(tl.float32) - middle[:, None]
     grad = tl.load(dy + at, mask, 0.0).to(tl.float32)
-    if RELU:
+    if ACTIVATION > 0:
         offset = tl.load(affine + n * c + i * c + j, j < c, 0.0)
-        grad = tl.where(scale[:, None] * deviation + offset[:, None] > 0, grad, 0.0)
+        value = scale[:, None] * deviation + offset[:, None]
+        grad = tl.where(value <= 0, 0.0, grad)
+        if ACTIVATION == 2:
+            grad = tl.where(value >= 6, 0.0, grad)
     result = scale[:, None] * grad + (slope[:, None] * deviation + shift[:, None])
     tl.store(dx + at, result.to(dx.dtype.element_ty), mask)

@@ -165,7 +165,7 @@ def apply_kernel(
     p,
     stride_c,
     stride_p,
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
@@ -181,6 +181,8 @@ def apply_kernel(
     middle = tl.load(centre + j, j < c, 0.0)
     values = tl.load(x + at, mask, 0.0).to(tl.float32)
     values = scale[:, None] * (values - middle[:, None]) + shift[:, None]
-    if RELU:
-        values = tl.where(values > 0, values, 0.0)
+    if ACTIVATION > 0:
+        values = tl.where(values < 0, 0.0, values)  # what is not a number stays none
+    if ACTIVATION == 2:
+        values = tl.where(values > 6, 6.0, values)
     tl.store(y + at, values.to(y.dtype.element_ty), mask)

@@ -57,12 +57,14 @@ class TritonPasses:
         )
         return mixture, affine, centre, unbiased, rstd
 
-    def apply(self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, relu: bool) -> Tensor:
+    def apply(
+        self, x: Tensor, affine: Tensor, centre: Tensor, rstd: Tensor, activation: int
+    ) -> Tensor:
         y, (n, c) = torch.empty_like(x), x.shape[:2]
         sizes = (n, c, x.shape[2] * x.shape[3], *_strides(x))
         tile = _tile_of(x)
         forward.apply_kernel[_tile_grid(x, tile)](
-            x, affine, centre, rstd, y, *sizes, RELU=relu, **tile
+            x, affine, centre, rstd, y, *sizes, ACTIVATION=int(activation), **tile
         )
         return y
 
@@ -76,7 +78,7 @@ class TritonPasses:
         head_weight: Tensor,
         centre: Tensor,
         rstd: Tensor,
-        relu: bool,
+        activation: int,
     ) -> Collected:
         n, c = x.shape[:2]
         pixels, (k, rows) = x.shape[2] * x.shape[3], (weight.shape[0], mixture.shape[1])
@@ -95,7 +97,7 @@ class TritonPasses:
         backward.reduce_kernel[(n, triton.cdiv(c, tile["BLOCK_C"]))](
             *(dy, x, mixture, weight, bias, centre, rstd, found.affine, sums),
             *(n, c, pixels, k, rows, *_strides(x)),
-            RELU=relu,
+            ACTIVATION=int(activation),
             **tile,
         )
         small = _small_blocks(BLOCK_K=k)
@@ -124,13 +126,15 @@ class TritonPasses:
         rstd: Tensor,
         mean_grad: Tensor,
         folded: Tensor,
-        relu: bool,
+        activation: int,
     ) -> Tensor:
         dx, (n, c) = torch.empty_like(x), x.shape[:2]
         sizes = (n, c, x.shape[2] * x.shape[3], *_strides(x))
         small = (affine, centre, rstd, mean_grad, folded)
         tile = _tile_of(x)
-        backward.gradient_kernel[_tile_grid(x, tile)](dy, x, *small, dx, *sizes, RELU=relu, **tile)
+        backward.gradient_kernel[_tile_grid(x, tile)](
+            dy, x, *small, dx, *sizes, ACTIVATION=int(activation), **tile
+        )
         return dx
 
 

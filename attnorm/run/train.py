@@ -22,6 +22,7 @@ from attnorm.config import Config
 from attnorm.distributed import Placement, Process
 from attnorm.files import write_text
 from attnorm.models.bfloat16 import keep_strided_depthwise_in_float32
+from attnorm.models.cpu_passes import fuse_activations
 from attnorm.models.sync_bn import synchronize
 from attnorm.norms.group import keeps_channels_last
 from attnorm.run.allocator import keep_freed_memory
@@ -110,6 +111,8 @@ def build_trainer(config: Config, process: Process, run_dir: Path, loaders: Exit
             )
     if config.train.sync_bn and process.world_size > 1:
         model = synchronize(model, process.device)
+    if process.device.type == "cpu":
+        model = fuse_activations(model)
     placement = placement_of(config, process)
     if loses_channels_last(model, placement):
         logger.warning(

@@ -12,6 +12,7 @@ from torch import nn
 
 from attnorm.errors import UserError
 from attnorm.norms import AttentiveNorm2d
+from attnorm.norms import fused as fused_passes
 from tests.norms.attentive_oracle import attentive, relative_error
 
 BACKBONES = ("bn", "gn", "in", "ln", "sn")
@@ -124,15 +125,37 @@ def test_copies_and_state_dicts_reproduce_the_layer(options: dict[str, Any]) -> 
         torch.testing.assert_close(twin.eval()(x), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("activation", [None, "relu", "relu6"])
 @pytest.mark.parametrize(
     "options", [{"backbone": b} for b in BACKBONES] + [{"attention": "conv_relu"}]
 )
-def test_activation_cuts_negative_values(options: dict[str, Any], activation: Any) -> None:
+def test_activation_cuts_values(options: dict[str, Any], activation: Any) -> None:
     x = torch.randn(4, 12, 5, 3)
+    options["initial_scale"] = 4.0
     plain = layer(**options)(x)
+    assert plain.min() < 0
+    assert plain.max() > 6
     fused = layer(**options, activation=activation)(x)
-    torch.testing.assert_close(fused, plain.relu() if activation else plain)
+    expected = {None: plain, "relu": plain.relu(), "relu6": plain.clamp(0, 6)}[activation]
+    torch.testing.assert_close(fused, expected)
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("shape", [(2, 16, 4, 4), (2, 3, 5, 5)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernels", ["", "plain"])
+def test_no_activation_hides_what_is_not_a_number(
+    activation: Any,
+    shape: tuple[int, ...],
+    memory_format: torch.memory_format,
+    kernels: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fused_passes, "KERNELS", kernels)
+    x = torch.randn(shape).to(memory_format=memory_format)
+    x[0, 0, 0, 0] = float("nan")
+    y = layer(shape[1], activation=activation)(x)
+    assert y[:, 0].isnan().all(), "the statistics of the batch are none either"
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from attnorm.norms import AttentiveNorm2d, fused, native
 from attnorm.norms.fused import attentive_batch_norm, passes_for
-from attnorm.norms.passes import PlainPasses
+from attnorm.norms.passes import Activation, PlainPasses
 from tests.norms.attentive_oracle import Figure3, mixture_sigmoid, normalized, recalibrated
 from tests.norms.attentive_oracle import relative_error as error
 
@@ -52,7 +52,7 @@ def arguments(
 
 
 def by_the_equations(
-    variables: list[Tensor], statistics: tuple[Tensor, Tensor] | None, relu: bool
+    variables: list[Tensor], statistics: tuple[Tensor, Tensor] | None, activation: Activation
 ) -> Tensor:
     x, weight, bias, head_weight, head_bias = variables
     if statistics is None:
@@ -62,25 +62,29 @@ def by_the_equations(
         xhat = (x - mean) / (var + 1e-5).sqrt()
     mixture = mixture_sigmoid(x, {"attention.weight": head_weight, "attention.bias": head_bias})
     y = recalibrated(xhat, mixture, weight, bias)
-    return y.clamp(min=0) if relu else y
+    if activation == Activation.NONE:
+        return y
+    return y.clamp(0, 6 if activation == Activation.RELU6 else None)
 
 
 def compare(
     variables: list[Tensor],
     tolerance: float,
     statistics: tuple[Tensor, Tensor] | None = None,
-    relu: bool = False,
+    activation: Activation = Activation.NONE,
     kink: float = 0,
     head_tolerance: float | None = None,
 ) -> None:
     """Values and all gradients against the equations in float64."""
     exact = [v.detach().double().requires_grad_() for v in variables]
-    expected = by_the_equations(exact, statistics, relu)
+    expected = by_the_equations(exact, statistics, activation)
     dy = torch.randn(expected.shape).to(variables[0].dtype)
-    # At a result within rounding of 0 either side of the ReLU's kink is right.
-    dy = torch.where(expected.detach().abs() < kink, 0, dy) if relu else dy
+    # At a result within rounding of an activation's kink either side is right.
+    if activation != Activation.NONE:
+        dy = torch.where(expected.detach().abs() < kink, 0, dy)
+        dy = torch.where((expected.detach() - 6).abs() < kink, 0, dy)
     theirs = [expected, *torch.autograd.grad(expected, exact, dy.double())]
-    y, *_ = attentive_batch_norm(*variables, *(statistics or (None, None)), relu=relu)
+    y, *_ = attentive_batch_norm(*variables, *(statistics or (None, None)), activation=activation)
     ours = [y, *torch.autograd.grad(y, variables, dy)]
     names = ["y", "dx", "dweight", "dbias", "dhead_weight", "dhead_bias"]
     errors = {n: error(a, b) for n, a, b in zip(names, ours, theirs, strict=True)}
@@ -90,34 +94,36 @@ def compare(
 
 
 @pytest.mark.parametrize("separate", [False, True], ids=["shared", "separate"])
-@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("activation", Activation, ids=lambda a: a.name)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_float64_follows_the_equations(
-    shape: tuple[int, ...], layout: str, relu: bool, separate: bool
+    shape: tuple[int, ...], layout: str, activation: Activation, separate: bool
 ) -> None:
     variables = arguments(shape, torch.float64, separate=separate)
     variables[0] = variables[0].detach().to(memory_format=LAYOUTS[layout]).requires_grad_()
-    compare(variables, 1e-10, relu=relu)
-    compare(variables, 1e-10, (torch.randn(shape[1]), torch.rand(shape[1]) + 0.5), relu=relu)
+    compare(variables, 1e-10, activation=activation)
+    compare(
+        variables, 1e-10, (torch.randn(shape[1]), torch.rand(shape[1]) + 0.5), activation=activation
+    )
 
 
 @pytest.mark.parametrize("separate", [False, True], ids=["shared", "separate"])
 @pytest.mark.parametrize("mean", [1.0, 100.0], ids=["mean1", "mean100"])
-@pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+@pytest.mark.parametrize("activation", Activation, ids=lambda a: a.name)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.usefixtures("kernels")
 def test_float32_is_within_1e_5(
-    shape: tuple[int, ...], layout: str, relu: bool, mean: float, separate: bool
+    shape: tuple[int, ...], layout: str, activation: Activation, mean: float, separate: bool
 ) -> None:
     variables = arguments(shape, torch.float32, separate=separate, mean=mean)
     variables[0] = variables[0].detach().to(memory_format=LAYOUTS[layout]).requires_grad_()
     # The head's gradients are sums that cancel, which shows the rounding of a mean of 100 itself.
     head = 1e-5 if mean == 1 else 1e-4
-    compare(variables, 1e-5, relu=relu, kink=1e-4, head_tolerance=head)
+    compare(variables, 1e-5, activation=activation, kink=1e-4, head_tolerance=head)
     running = (torch.full((shape[1],), mean), torch.rand(shape[1]) + 0.5)
-    compare(variables, 1e-5, running, relu=relu, kink=1e-4, head_tolerance=head)
+    compare(variables, 1e-5, running, activation=activation, kink=1e-4, head_tolerance=head)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -159,11 +165,11 @@ def test_inputs_with_gaps_and_expanded_gradients_are_read_correctly() -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("activation", Activation, ids=lambda a: a.name)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_bfloat16_passes_in_c_compute_in_float32_and_round_once(
-    shape: tuple[int, ...], layout: str, relu: bool
+    shape: tuple[int, ...], layout: str, activation: Activation
 ) -> None:
     compiled = native.load(torch.bfloat16)
     if compiled is None:
@@ -175,9 +181,9 @@ def test_bfloat16_passes_in_c_compute_in_float32_and_round_once(
     # The same numbers, once as bfloat16 and once as float32.
     for passes, a, b in ((compiled, x, dy), (PlainPasses(), x.float(), dy.float())):
         mixture, affine, centre, unbiased, rstd = passes.prepare(a, *parameters, 1e-5)
-        y = passes.apply(a, affine, centre, rstd, relu)
-        found = passes.collect(b, a, mixture, *parameters[:3], centre, rstd, relu)
-        dx = passes.gradient(b, a, affine, centre, rstd, found.mean_grad, found.folded, relu)
+        y = passes.apply(a, affine, centre, rstd, activation)
+        found = passes.collect(b, a, mixture, *parameters[:3], centre, rstd, activation)
+        dx = passes.gradient(b, a, affine, centre, rstd, found.mean_grad, found.folded, activation)
         results.append(([mixture, affine, centre, unbiased, rstd, *found[:5]], [y, dx]))
     for ours, exact in zip(results[0][0], results[1][0], strict=True):
         torch.testing.assert_close(ours, exact, rtol=2e-5, atol=2e-4)
@@ -194,7 +200,7 @@ def test_what_is_not_a_number_stays_none_in_bfloat16() -> None:
         pytest.skip("no C compiler here")
     x = torch.tensor([[[[float("nan"), 1.0], [float("inf"), 3e38]]]]).bfloat16()
     one, none = torch.ones(1), torch.zeros(1)
-    y = compiled.apply(x, torch.tensor([[[1.0]], [[0.0]]]), none, one, False)
+    y = compiled.apply(x, torch.tensor([[[1.0]], [[0.0]]]), none, one, Activation.NONE)
     torch.testing.assert_close(y, x, rtol=0, atol=0, equal_nan=True)
 
 
@@ -225,14 +231,14 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("activation", Activation, ids=lambda a: a.name)
 @pytest.mark.parametrize("running", [False, True])
-def test_gradcheck_to_second_order(running: bool, relu: bool) -> None:
+def test_gradcheck_to_second_order(running: bool, activation: Activation) -> None:
     variables = arguments((3, 4, 2, 3), torch.float64, k=2)
     statistics = (torch.zeros(4), torch.ones(4)) if running else (None, None)
 
     def function(*inputs: Tensor) -> Tensor:
-        return attentive_batch_norm(*inputs, *statistics, relu=relu)[0]
+        return attentive_batch_norm(*inputs, *statistics, activation=activation)[0]
 
     assert torch.autograd.gradcheck(function, variables)
     assert torch.autograd.gradgradcheck(function, variables)

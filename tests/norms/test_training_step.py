@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnorm.norms import AttentiveNorm2d, attentive, fused, native
+from attnorm.norms.passes import Activation
 from attnorm.norms.training_step import training_step
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler")
@@ -27,7 +28,9 @@ def step(layer: AttentiveNorm2d, x: Tensor, dy: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(4, 96, 5, 5), (3, 19, 1, 1), (64, 40, 1, 1), (2, 16, 7, 7)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("separate", "activation"), [(False, None), (True, "relu")])
+@pytest.mark.parametrize(
+    ("separate", "activation"), [(False, None), (True, "relu"), (False, "relu6")]
+)
 def test_every_number_is_the_operators(
     dtype: torch.dtype,
     shape: tuple[int, int, int, int],
@@ -77,7 +80,7 @@ def test_a_second_derivative_and_an_input_without_one() -> None:
 def test_what_it_cannot_do_is_left_to_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = AttentiveNorm2d(8, 3)
     parameters = (layer.weight, layer.bias, *layer.attention.parameters())
-    options = {"momentum": 0.1, "eps": 1e-5, "relu": False}
+    options = {"momentum": 0.1, "eps": 1e-5, "activation": Activation.NONE}
 
     def done(x: Tensor, parameters: tuple[Tensor, ...]) -> bool:
         return training_step(x, parameters, None, **options) is not None  # type: ignore[arg-type]

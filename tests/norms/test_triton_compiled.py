@@ -43,7 +43,7 @@ REDUCING = ("moments_kernel", "reduce_kernel")
 COMPONENTS = (20, 64, 128)
 CASES: list[tuple[str, dict[str, Any]]] = [
     *(("moments_kernel", layout) for layout in LAYOUTS.values()),
-    *((name, {**layout, "RELU": True}) for layout in LAYOUTS.values()
+    *((name, {**layout, "ACTIVATION": 2}) for layout in LAYOUTS.values()
       for name in ("apply_kernel", "reduce_kernel", "gradient_kernel")),
     *((name, {**triton_passes._small_blocks(BLOCK_K=k), "SEPARATE": True})
       for name in ("head_kernel", "logits_backward_kernel") for k in COMPONENTS),
@@ -125,7 +125,7 @@ def test_kernels_fit_a_gpu_that_is_not_here_and_spill_nothing(
 def test_the_loop_over_pixels_exchanges_nothing_between_threads(
     name: str, layout: str, architecture: int
 ) -> None:
-    constants = {**LAYOUTS[layout], **({"RELU": True} if name == "reduce_kernel" else {})}
+    constants = {**LAYOUTS[layout], **({"ACTIVATION": 2} if name == "reduce_kernel" else {})}
     ptx = compiled(name, constants, architecture).asm["ptx"]
     over_pixels = [
         loop for loop in loops(ptx) if any("ld.global" in line and ".b" in line for line in loop)
@@ -141,7 +141,7 @@ def test_the_loop_over_pixels_exchanges_nothing_between_threads(
 
 @pytest.mark.parametrize("name", REDUCING)
 def test_rows_of_channels_are_read_sixteen_bytes_at_a_time(name: str) -> None:
-    constants = {**CHANNELS_LAST, **({"RELU": True} if name == "reduce_kernel" else {})}
+    constants = {**CHANNELS_LAST, **({"ACTIVATION": 2} if name == "reduce_kernel" else {})}
     ptx = compiled(name, constants, 90).asm["ptx"]
     wide = re.findall(r"ld\.global\S*\.v4\.b32", ptx)
     assert len(wide) >= (2 if name == "moments_kernel" else 4)
