@@ -65,7 +65,7 @@ def _in_a_process(name: str, root: Path, args: argparse.Namespace) -> list[float
 
 
 def _measure(name: str, root: Path, args: argparse.Namespace, result: Connection) -> None:
-    with closing(photo_loader(name, root, args)) as loader:
+    with closing(photo_loader(name, root, args, workers=args.workers)) as loader:
         mib = []
         for epoch in range(args.epochs):
             for _ in loader.epoch(epoch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,12 +18,12 @@ def link(photos: ImageFolder, order: Iterable[int], target: Path) -> None:
         place.symlink_to(photo.resolve())
 
 
-def photo_data(root: Path, args: argparse.Namespace) -> LabelledImagesConfig:
+def photo_data(root: Path, image_size: int, workers: int) -> LabelledImagesConfig:
     """The folder ``root`` in a benchmark's image size, with its number of workers."""
     return LabelledImagesConfig(
         name="photos",
         root=str(root),
-        image_size=args.image_size,
-        resize_size=args.image_size,
-        workers=args.workers,
+        image_size=image_size,
+        resize_size=image_size,
+        workers=workers,
     )

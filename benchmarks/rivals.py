@@ -54,7 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def bare(args: argparse.Namespace, precision: Precision, device: torch.device) -> nn.Module:
     """Our network and our loaders; nothing else of this project."""
-    data = photo_data(args.root, args)
+    data = photo_data(args.root, args.image_size, args.workers)
     placement = Placement(device, args.batch_size, precision.input_dtype)
     classes = sum(path.is_dir() for path in (args.root / "train").iterdir())
     model = create_model(args.arch, norm=args.norm, num_classes=classes)
