@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    command = shlex.join(["python", "-m", "benchmarks", *arguments])
+    command = shlex.join(["python", "-m", "benchmarks", *_what_is_measured(arguments)])
     with exit_on_user_error():
         # A subject that times nothing says so in place of the machine.
         record = {"command": command, "machine": measure.describe_machine()}
@@ -85,6 +85,16 @@ def main(arguments: Sequence[str]) -> int:
         if args.json:
             write_json(args.json, record)
     return 0
+
+
+def _what_is_measured(arguments: Sequence[str]) -> list[str]:
+    """Without where it is written to."""
+    kept = list(arguments)
+    for option in ("--json", "--markdown"):
+        if option in kept:
+            place = kept.index(option)
+            del kept[place : place + 2]
+    return kept
 
 
 def _write_tables(path: Path, text: str) -> None:

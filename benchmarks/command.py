@@ -1,9 +1,9 @@
 """``benchmarks command``: whole commands, as a person starts them, in turns.
 
 ``attnorm train epochs=1`` against a bare loop of the same network on the same batches, the same
-loop with the trainer's allocator settings, and a loop of timm's parts. All train one epoch of the
-same images, evaluate once and save their weights; the clock runs from the start of the process to
-its end.
+loop with the trainer's allocator settings, and a loop of timm's parts; or against itself without
+its passes in C or without DALI. All train one epoch of the same images, evaluate once and save
+their weights; the clock runs from the start of the process to its end.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from typing import Any
 
 from attnorm.data.folder import scan
 from attnorm.errors import UserError
-from benchmarks.measure import PRECISIONS
+from benchmarks.measure import PRECISIONS, spread
 from benchmarks.photos import link
 
 OURS = "attnorm train"
-RIVALS = ("bare loop", "bare loop, memory kept", "timm's parts")
+LOOPS = ("bare loop", "bare loop, memory kept", "timm's parts")
+# Ours without the passes in C, and without DALI: what these bring.
+WITHOUT = ("plain operations", "loader=torch")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, required=True, help="holds train/CLASS/* (and val/)")
     parser.add_argument("--arch", nargs="+", default=["mobilenetv2"])
     parser.add_argument("--norm", nargs="+", default=["bn"], help="timm takes part with bn")
-    parser.add_argument("--rivals", nargs="*", default=RIVALS, choices=RIVALS)
+    parser.add_argument("--rivals", nargs="*", default=LOOPS, choices=(*LOOPS, *WITHOUT))
     parser.add_argument("--images", type=int, help="of the epoch (default: all; they repeat)")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -95,9 +97,13 @@ def contestants(
         "bare loop, memory kept": [*start, "bare", *rival, "--keep-memory"],
         "timm's parts": [*start, "timm", *rival],
     }
+    train += [f"hydra.run.dir={folder / 'run'}"]
+    rivals |= {
+        "plain operations": ["env", "ATTNORM_KERNELS=plain", *train],
+        "loader=torch": [*train, "loader=torch"],
+    }
     chosen = [name for name in args.rivals if norm == "bn" or name != "timm's parts"]
-    ours = {OURS: [*train, f"hydra.run.dir={folder / 'run'}"]}
-    return {**ours, **{name: rivals[name] for name in chosen}}
+    return {OURS: train, **{name: rivals[name] for name in chosen}}
 
 
 def link_images(source: Path, target: Path, images: int | None) -> int:
@@ -151,7 +157,7 @@ def time_command(command: list[str], folder: Path) -> Finished:
 def compare(results: dict[str, list[Finished]], ours: str, images: int) -> list[dict[str, Any]]:
     """A row for each command; "ours ÷ it" above 1 means that ``ours`` took less time."""
     return [
-        medians(label, own, images) | {"ours ÷ it": spread(results[ours], own)}
+        medians(label, own, images) | {"ours ÷ it": speed_ratio(results[ours], own)}
         for label, own in results.items()
     ]
 
@@ -175,14 +181,13 @@ def _row(
 ) -> dict[str, Any]:
     own, norm = results[label], label.rpartition(", ")[2]
     row = medians(label, own, images)
-    row["ours ÷ it"] = spread(results[f"{OURS}, {norm}"], own)
+    row["ours ÷ it"] = speed_ratio(results[f"{OURS}, {norm}"], own)
     if len(norms) > 1:
         base = results[label.replace(f", {norm}", f", {norms[0]}")] if norm != norms[0] else own
-        row[f"speed ÷ {norms[0]}"] = spread(own, base)
+        row[f"speed ÷ {norms[0]}"] = speed_ratio(own, base)
     return row
 
 
-def spread(ours: list[Finished], others: list[Finished]) -> str:
+def speed_ratio(ours: list[Finished], others: list[Finished]) -> str:
     """Speed of the first over the second, round by round: median (lowest – highest)."""
-    ratios = [b.seconds / a.seconds for a, b in zip(ours, others, strict=True)]
-    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} – {max(ratios):.3f})"
+    return spread([b.seconds / a.seconds for a, b in zip(ours, others, strict=True)])

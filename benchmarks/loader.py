@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "workers": one.workers,
             "img/s": 1 / times.median(one.label),
             "processor, ms per image": 1000 * costs.median(one.label),
-            "first ÷ it": times.ratio(one.label, to=loaders[0].label),
+            "first ÷ it": times.spread(one.label, to=loaders[0].label),
         }
         for one in loaders
     ]

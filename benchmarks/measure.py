@@ -47,8 +47,19 @@ class Times(dict[str, list[float]]):
 
         A machine that is busy for a while slows both alike.
         """
-        pairs = zip(self[name], self[to], strict=True)
-        return statistics.median(own / other for own, other in pairs)
+        return statistics.median(self._ratios(name, to))
+
+    def spread(self, name: str, to: str) -> str:
+        """The same ratio with the lowest and the highest round: median (lowest – highest)."""
+        return spread(self._ratios(name, to))
+
+    def _ratios(self, name: str, to: str) -> list[float]:
+        return [own / other for own, other in zip(self[name], self[to], strict=True)]
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Median (lowest – highest)."""
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} – {max(ratios):.3f})"
 
 
 def take_turns(

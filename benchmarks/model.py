@@ -17,6 +17,7 @@ from torch import nn
 from attnorm.config import SGDConfig
 from attnorm.config.run import COMPILE_MODES
 from attnorm.models import create_model
+from attnorm.models.cpu_passes import fuse_activations
 from attnorm.training.backends import set_backends
 from attnorm.training.optim import build_optimizer
 from attnorm.training.precision import Precision
@@ -65,9 +66,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 row: dict[str, Any] = {"arch": arch, "norm": norm, "mode": mode}
                 row["images per second"] = args.batch_size / times.median(name)
                 if "bn" in args.norm:
-                    row["speed ÷ bn"] = times.ratio(f"bn, {mode}", name)
+                    row["speed ÷ bn"] = times.spread(f"bn, {mode}", name)
                 if len(modes) > 1:
-                    row["speed ÷ eager"] = times.ratio(f"{norm}, {EAGER}", name)
+                    row["speed ÷ eager"] = times.spread(f"{norm}, {EAGER}", name)
                 if torch.cuda.is_available():
                     row |= _on_the_device(steps[name], times.median(name))
                 rows.append(row)
@@ -95,6 +96,8 @@ def training_step(
     layout = torch.contiguous_format if args.contiguous else torch.channels_last
     model: nn.Module = create_model(arch, norm=norm, num_classes=1000)
     model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        model = fuse_activations(model)
     if mode != EAGER:
         model.compile(mode=mode)
     optimizer = build_optimizer(model, SGDConfig(name="sgd", lr=1e-4))

@@ -78,7 +78,7 @@ def test_results_are_printed_and_written(
     assert "torch" in result["machine"]
     assert result["command"].startswith(f"python -m benchmarks {arguments[0]} ")
     (title,) = [title for title in result if title.startswith(table)]
-    assert all(row[figure] > 0 for row in result[title])
+    assert all(float(str(row[figure]).split()[0]) > 0 for row in result[title])
     assert figure in printed
     assert tables.read_text().strip() == printed.strip()
 
@@ -98,7 +98,7 @@ def test_one_call_gives_eager_and_compiled_speeds(
         (norm, mode) for norm in ("bn", "an") for mode in ("eager", "default")
     ]
     assert modes == ["default", "default"]
-    assert rows[0]["speed ÷ eager"] == 1
+    assert rows[0]["speed ÷ eager"] == "1.000 (1.000 – 1.000)"
     assert torch.backends.cudnn.benchmark, "the backends are not set as in training"
     speeds, _ = read_speeds([target])
     assert speeds["mobilenetv2", "an"] == rows[2]["images per second"]
@@ -188,7 +188,8 @@ def test_our_loaders_and_the_others_read_the_same_photographs(tmp_path: Path) ->
     assert ("ours (torch)", 1) in named
     assert all(row["processor, ms per image"] > 0 for row in rows)
     ours, timm = named["ours (auto)", 0], named["timm", 0]
-    assert timm["first ÷ it"] == pytest.approx(ours["img/s"] / timm["img/s"])
+    ratio = float(timm["first ÷ it"].split()[0])
+    assert ratio == pytest.approx(ours["img/s"] / timm["img/s"], rel=1e-2)
 
 
 def test_the_door_opens_from_any_folder(tmp_path: Path) -> None:

@@ -50,15 +50,19 @@ def test_every_contestant_trains_the_epoch_and_saves_the_same_weights_shapes(
     args: argparse.Namespace, tmp_path: Path
 ) -> None:
     command.link_images(args.root, tmp_path / "images", args.images)
-    shapes = {}
+    args.rivals = (*command.LOOPS, *command.WITHOUT)
+    shapes, logs = {}, {}
     for name, line in command.contestants(args, "mobilenetv2", "bn", tmp_path).items():
         command.time_command(line, tmp_path)
-        if name == command.OURS:
+        if name in (command.OURS, *command.WITHOUT):
+            logs[name] = (tmp_path / "run" / "log" / "rank0.log").read_text()
             state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["model"]
         else:
             state = torch.load(tmp_path / "weights.pt", weights_only=True)
             (tmp_path / "weights.pt").unlink()
         assert state["bn1.num_batches_tracked"] == 2, f"{name}: two batches of six images"
         shapes[name] = {key: value.shape for key, value in state.items()}
-    assert len(shapes) == 4
+    assert len(shapes) == 6
+    assert "torch loader" in logs["loader=torch"]
+    assert "torch loader" not in logs[command.OURS]
     assert all(found == shapes[command.OURS] for found in shapes.values())

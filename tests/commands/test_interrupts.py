@@ -16,14 +16,19 @@ from tests.conftest import ROOT
 
 @pytest.mark.parametrize("door", ["train.py", "eval.py", "scripts/demo.py"])
 def test_while_libraries_are_imported_it_just_ends(door: str, tmp_path: Path) -> None:
-    started = subprocess.Popen(
-        [sys.executable, str(ROOT / door), "--help"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    # A process inherits that a signal is ignored, as by a shell's background jobs.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        started = subprocess.Popen(
+            [sys.executable, str(ROOT / door), "--help"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     time.sleep(0.5)
     started.send_signal(signal.SIGINT)
     assert started.communicate(timeout=30) == ("", "")
