@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnorm.models.sites import following_activation, set_submodule
 from attnorm.norms import AttentiveNorm2d
-from attnorm.norms.batch import BatchNorm2d, training_step
+from attnorm.norms.batch import BatchNorm2d, batch_training_step
 from attnorm.norms.passes import ACTIVATIONS
 
 _NAMES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.ReLU6: "relu6"}
@@ -51,5 +51,5 @@ class FusedBatchNormAct2d(BatchNormAct2d):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same."""
         activation = ACTIVATIONS[_NAMES[type(self.act)]]
-        done = training_step(self, x, activation) if self.training else None
+        done = batch_training_step(self, x, activation) if self.training else None
         return super().forward(x) if done is None else done

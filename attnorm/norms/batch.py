@@ -50,11 +50,11 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize by the statistics of the batch (in evaluation, running ones)."""
         activation = ACTIVATIONS[self.activation]
-        done = training_step(self, x, activation) if self.training else None
+        done = batch_training_step(self, x, activation) if self.training else None
         return activated_(super().forward(x), activation) if done is None else done
 
 
-def training_step(norm: nn.BatchNorm2d, x: Tensor, activation: int) -> Tensor | None:
+def batch_training_step(norm: nn.BatchNorm2d, x: Tensor, activation: int) -> Tensor | None:
     """y of a training step, whose running statistics have moved; None where the passes cannot."""
     running = (norm.running_mean, norm.running_var)
     if norm.momentum is None or x.dim() != 4 or x.shape[1] != norm.num_features:
@@ -68,13 +68,13 @@ def training_step(norm: nn.BatchNorm2d, x: Tensor, activation: int) -> Tensor | 
             return None
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    y: Tensor = _TrainingStep.apply(  # type: ignore[no-untyped-call]
+    y: Tensor = _BatchTrainingStep.apply(  # type: ignore[no-untyped-call]
         x, *parameters, passes, running, norm.momentum, norm.eps, activation
     )
     return y
 
 
-class _TrainingStep(torch.autograd.Function):
+class _BatchTrainingStep(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -99,23 +99,11 @@ class _TrainingStep(torch.autograd.Function):
         x, weight, bias, small = ctx.saved_tensors
         nothing = (None,) * 5
         if torch.is_grad_enabled():  # create_graph=True
-            return (*_differentiable_gradients(ctx, dy, (x, weight, bias)), *nothing)
+            y = functional.batch_norm(x, None, None, weight, bias, training=True, eps=ctx.eps)
+            y = activated_(y, ctx.activation)
+            return (*fused.wanted_gradients(ctx, y, (x, weight, bias), dy), *nothing)
         dy, needs_dx = fused.laid_out_like(dy, x), ctx.needs_input_grad[0]
         gradients = ctx.passes.batch_backward(
             dy, x, (weight, bias), small, ctx.activation, needs_dx
         )
         return (*gradients, *nothing)
-
-
-def _differentiable_gradients(
-    ctx: Any, dy: Tensor, inputs: tuple[Tensor, Tensor, Tensor]
-) -> list[Tensor | None]:
-    x, weight, bias = inputs
-    normalized = functional.batch_norm(x, None, None, weight, bias, training=True, eps=ctx.eps)
-    y = activated_(normalized, ctx.activation)
-    wanted = [i for i in range(3) if ctx.needs_input_grad[i]]
-    found = torch.autograd.grad(y, [inputs[i] for i in wanted], dy, create_graph=True)
-    gradients: list[Tensor | None] = [None] * 3
-    for i, gradient in zip(wanted, found, strict=True):
-        gradients[i] = gradient
-    return gradients

@@ -250,11 +250,16 @@ def differentiable_gradients(
     parameters = _promoted(x, weight, bias, head_weight, head_bias)
     mixture = torch.sigmoid(torch.nn.functional.linear(mean, parameters[2], parameters[3]))
     y = attentive_affine(normalized, mixture, parameters[0], parameters[1]).to(x.dtype)
-    wanted = [i for i in range(5) if ctx.needs_input_grad[i]]
-    found = torch.autograd.grad(
-        activated_(y, ctx.activation), [inputs[i] for i in wanted], dy, create_graph=True
-    )
-    gradients: list[Tensor | None] = [None] * 5
+    return wanted_gradients(ctx, activated_(y, ctx.activation), inputs, dy)
+
+
+def wanted_gradients(
+    ctx: Any, y: Tensor, inputs: tuple[Tensor, ...], dy: Tensor
+) -> list[Tensor | None]:
+    """Of the inputs that need one, in a graph of their own; None for the others."""
+    wanted = [i for i in range(len(inputs)) if ctx.needs_input_grad[i]]
+    found = torch.autograd.grad(y, [inputs[i] for i in wanted], dy, create_graph=True)
+    gradients: list[Tensor | None] = [None] * len(inputs)
     for i, gradient in zip(wanted, found, strict=True):
         gradients[i] = gradient
     return gradients

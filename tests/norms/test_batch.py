@@ -81,7 +81,7 @@ def test_no_sum_depends_on_the_number_of_threads(layout: torch.memory_format) ->
 
 def uses_the_passes(layer: nn.Module, x: Tensor) -> bool:
     y = layer(x.clone().requires_grad_())
-    return type(y.grad_fn).__name__ == "_TrainingStepBackward"
+    return type(y.grad_fn).__name__ == "_BatchTrainingStepBackward"
 
 
 def test_what_the_passes_cannot_do_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
