@@ -60,7 +60,7 @@ def _grid(cells: Sequence[Mapping[str, Any]]) -> str:
     heads = [*axes, "norm", "top-1 error, %", "− bn, by seed", "every seed"]
     rows = [
         [
-            *(str(cell[axis]) for axis in axes),
+            *(_setting(cell[axis]) for axis in axes),
             cell["norm"],
             _with_margin(f"{cell['top1_error']:.2f}", cell["top1_margin"]),
             ""
@@ -71,6 +71,12 @@ def _grid(cells: Sequence[Mapping[str, Any]]) -> str:
         for cell in cells
     ]
     return markdown.table(heads, rows)
+
+
+def _setting(value: object) -> str:
+    """A config's value: nothing where it is not set, a pattern as code."""
+    text = "" if value in (None, "None") else str(value)
+    return f"`{text}`" if "\\" in text else text
 
 
 def _loaders(checkpoints: Sequence[Mapping[str, Any]]) -> str:
