@@ -110,7 +110,8 @@ def as_markdown(record: Mapping[str, Any]) -> str:
     parts = [f"`{record['command']}`", record["machine"]]
     for title, values in record.items():
         if title not in ("command", "machine"):
-            parts += [title.replace("_", " ").capitalize() + ":", markdown_table(values)]
+            title = title.replace("_", " ")
+            parts += [f"{title[:1].upper()}{title[1:]}:", markdown_table(values)]
     return "\n\n".join(parts) + "\n"
 
 
