@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timm.data import create_dataset, create_loader
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    create_dataset,
+    create_loader,
+)
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -148,7 +153,7 @@ def _torchvision(root: Path, args: argparse.Namespace, workers: int) -> Epoch:
         transforms.RandomResizedCrop(args.image_size),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
-        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
     ]
     loader = DataLoader(
         ImageFolder(str(root / "train"), transforms.Compose(steps)),

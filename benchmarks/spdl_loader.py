@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 Epoch = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def spdl_epochs(
@@ -31,7 +31,8 @@ def spdl_epochs(
     except ImportError:
         return None
     logging.getLogger("spdl").setLevel(logging.WARNING)  # it reports on every stage of every epoch
-    mean, std = (torch.tensor(values)[:, None, None] * 255 for values in (_MEAN, _STD))
+    values = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    mean, std = (torch.tensor(one)[:, None, None] * 255 for one in values)
 
     def decode(photo: tuple[Path, int]) -> tuple[Any, int]:
         path, label = photo

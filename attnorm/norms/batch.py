@@ -56,16 +56,12 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 def batch_training_step(norm: nn.BatchNorm2d, x: Tensor, activation: int) -> Tensor | None:
     """y of a training step, whose running statistics have moved; None where the passes cannot."""
-    running = (norm.running_mean, norm.running_var)
     if norm.momentum is None or x.dim() != 4 or x.shape[1] != norm.num_features:
         return None
-    passes = fused.passes_for(x) if fused.runs_now(x) else None
-    if not isinstance(passes, native.NativePasses) or x.numel() == x.shape[1]:
+    parameters, running = (norm.weight, norm.bias), (norm.running_mean, norm.running_var)
+    passes = fused.native_passes_for(x, (*parameters, *running))
+    if passes is None or x.numel() == x.shape[1]:
         return None
-    parameters = (norm.weight, norm.bias)
-    for tensor in (*parameters, *running):
-        if tensor is None or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-            return None
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     y: Tensor = _BatchTrainingStep.apply(  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -324,6 +325,19 @@ def passes_for(x: Tensor) -> Passes:
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
         return native.load(x.dtype) or _PLAIN
     return _PLAIN
+
+
+def native_passes_for(x: Tensor, tensors: Iterable[Tensor | None]) -> native.NativePasses | None:
+    """The passes in C, if they are x's now and can read these: float32, contiguous, on a CPU."""
+    passes = passes_for(x) if runs_now(x) else None
+    if not isinstance(passes, native.NativePasses):
+        return None
+    for tensor in tensors:
+        if tensor is None or tensor.dtype != torch.float32:
+            return None
+        if not tensor.is_contiguous() or not tensor.is_cpu:
+            return None
+    return passes
 
 
 @cache

@@ -81,11 +81,11 @@ static inline float uncut(float gradient, float value, const int act) {
 }
 
 /* The call with the activation as a constant, which leaves no branch in its loops. */
-#define EACH_ACTIVATION(call)        \
-  switch (act) {              \
-    case NONE: call(NONE); break;  \
-    case RELU: call(RELU); break;    \
-    default: call(RELU6);            \
+#define EACH_ACTIVATION(call)     \
+  switch (act) {                  \
+    case NONE: call(NONE); break; \
+    case RELU: call(RELU); break; \
+    default: call(RELU6);         \
   }
 
 /* Threads share out instances; where these do not go round, blocks of their channels. */
@@ -260,6 +260,18 @@ static void moments(const element *x, float *mean, float *var, idx c, idx p, idx
     for (idx k = from; k < from + width; k++) row_moments(x + k * p, p, mean + k, var + k);
 }
 
+/* Of all instances, in blocks of so many channels. */
+static void moments_of_all(const element *x, float *mean, float *var, idx n, idx c, idx p,
+                           idx width, int channels_last, int threads) {
+  const idx blocks = (c + width - 1) / width;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx task = 0; task < n * blocks; task++) {
+    const idx i = task / blocks, from = task % blocks * width;
+    moments(x + i * c * p, mean + i * c, var + i * c, c, p, from, least(width, c - from),
+            channels_last);
+  }
+}
+
 /* y = gain * rstd * (x - centre) + offset, and the activation. Instances are taken
  * in the opposite order of the pass before, so its last ones are still in the cache. */
 INLINE void apply_columns(const element *x, const float *gain, const float *offset,
@@ -393,6 +405,20 @@ INLINE void reduce(const element *dy, const element *x, const float *gain, const
                  second + k, third + k, c, p, width, act)
     EACH_WIDTH(COLUMNS, end - k, k)
 #undef COLUMNS
+  }
+}
+
+/* Of all instances, in blocks of so many channels; gains and offsets as in apply_pass. */
+INLINE void reduce_all(const element *dy, const element *x, const float *gain, const float *offset,
+                       idx step, const float *centre, const float *rstd, float *first,
+                       float *second, float *third, idx n, idx c, idx p, idx width,
+                       int channels_last, const int act, int threads) {
+  const idx blocks = (c + width - 1) / width;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (idx task = 0; task < n * blocks; task++) {
+    const idx i = task / blocks, from = task % blocks * width, at = i * c;
+    reduce(dy + at * p, x + at * p, gain + i * step, offset + i * step, centre, rstd, first + at,
+           second + at, third + at, c, p, from, least(c, from + width), channels_last, act);
   }
 }
 
@@ -561,14 +587,7 @@ void attnorm_prepare(const element *x, const float *gamma, const float *beta, co
                      idx rows, int channels_last, int threads, float eps) {
   float *mean = scratch, *var = scratch + n * c;
   const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
-  if (blocks > 1) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (idx task = 0; task < n * blocks; task++) {
-      const idx i = task / blocks, from = task % blocks * width;
-      moments(x + i * c * p, mean + i * c, var + i * c, c, p, from, least(width, c - from),
-              channels_last);
-    }
-  }
+  if (blocks > 1) moments_of_all(x, mean, var, n, c, p, width, channels_last, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (idx i = 0; i < n; i++) {
     if (blocks == 1) moments(x + i * c * p, mean + i * c, var + i * c, c, p, 0, c, channels_last);
@@ -587,12 +606,8 @@ INLINE void collect(const element *dy, const element *x, const float *lambda, co
   if (blocks > 1) {
     for (idx i = 0; i < n; i++)
       affine_row(lambda + i * rows, gamma, beta, affine + i * c, affine + (n + i) * c, c, k, rows);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (idx task = 0; task < n * blocks; task++) {
-      const idx i = task / blocks, from = task % blocks * width, at = i * c;
-      reduce(dy + at * p, x + at * p, affine + at, affine + n * c + at, centre, rstd, first + at,
-             second + at, third + at, c, p, from, least(c, from + width), channels_last, act);
-    }
+    reduce_all(dy, x, affine, affine + n * c, c, centre, rstd, first, second, third, n, c, p, width,
+               channels_last, act, threads);
   }
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (idx i = 0; i < n; i++) {
@@ -691,13 +706,7 @@ void attnorm_batch_forward(const element *x, const float *gamma, const float *be
   regroup(&n, &p, channels_last);
   float *centre = small, *rstd = centre + c;
   float *mean = scratch, *var = mean + n * c, *unbiased = var + n * c;
-  const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (idx task = 0; task < n * blocks; task++) {
-    const idx i = task / blocks, from = task % blocks * width;
-    moments(x + i * c * p, mean + i * c, var + i * c, c, p, from, least(width, c - from),
-            channels_last);
-  }
+  moments_of_all(x, mean, var, n, c, p, channel_width(n, c, threads), channels_last, threads);
   statistics_of_all(mean, var, centre, unbiased, rstd, n, c, p, threads, eps);
   move(running_mean, centre, c, momentum);
   move(running_var, unbiased, c, momentum);
@@ -705,19 +714,6 @@ void attnorm_batch_forward(const element *x, const float *gamma, const float *be
   apply_pass(x, gamma, beta, 0, centre, rstd, y, n, c, p, channels_last, act, threads)
   EACH_ACTIVATION(APPLY)
 #undef APPLY
-}
-
-INLINE void batch_sums(const element *dy, const element *x, const float *gamma, const float *beta,
-                       const float *centre, const float *rstd, float *first, float *second,
-                       float *third, idx n, idx c, idx p, int channels_last, int threads,
-                       const int act) {
-  const idx width = channel_width(n, c, threads), blocks = (c + width - 1) / width;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (idx task = 0; task < n * blocks; task++) {
-    const idx i = task / blocks, from = task % blocks * width, at = i * c;
-    reduce(dy + at * p, x + at * p, gamma, beta, centre, rstd, first + at, second + at, third + at, c,
-           p, from, least(c, from + width), channels_last, act);
-  }
 }
 
 /* dx may be 0. scratch: 3 x N x C, 3 x C. */
@@ -729,9 +725,10 @@ void attnorm_batch_backward(const element *dy, const element *x, const float *ga
   const float *centre = small, *rstd = centre + c, share = 1 / (float)(n * p);
   float *first = scratch, *second = first + n * c, *third = second + n * c;
   float *dmean = third + n * c, *folded = dmean + c;
+  const idx width = channel_width(n, c, threads);
 #define SUMS(act)                                                                                \
-  batch_sums(dy, x, gamma, beta, centre, rstd, first, second, third, n, c, p, channels_last,     \
-             threads, act)
+  reduce_all(dy, x, gamma, beta, 0, centre, rstd, first, second, third, n, c, p, width,          \
+             channels_last, act, threads)
   EACH_ACTIVATION(SUMS)
 #undef SUMS
   for (idx j = 0; j < c; j++) dbeta[j] = dgamma[j] = dmean[j] = 0;

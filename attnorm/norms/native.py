@@ -88,9 +88,7 @@ class NativePasses:
         self._library.attnorm_apply(
             *_pointers(x, affine, centre, rstd, y),
             *_sizes(x),
-            _channels_last(x),
-            activation,
-            torch.get_num_threads(),
+            *_switches(x, activation),
         )
         return y
 
@@ -143,9 +141,7 @@ class NativePasses:
         self._library.attnorm_gradient(
             *_pointers(dy, x, affine, centre, rstd, mean_grad, folded, dx),
             *_sizes(x),
-            _channels_last(x),
-            activation,
-            torch.get_num_threads(),
+            *_switches(x, activation),
         )
         return dx
 
@@ -174,9 +170,7 @@ class NativePasses:
             *(_pointers(*running) if running else (None, None)),
             y.data_ptr(),
             *(n, c, h * w, parameters[0].shape[0], rows),
-            _channels_last(x),
-            activation,
-            torch.get_num_threads(),
+            *_switches(x, activation),
             eps,
             momentum,
         )
@@ -207,9 +201,7 @@ class NativePasses:
             *_pointers(dy, x, weight, bias, head_weight, small, *found, scratch),
             None if dx is None else dx.data_ptr(),
             *(n, c, h * w, weight.shape[0], rows),
-            _channels_last(x),
-            activation,
-            torch.get_num_threads(),
+            *_switches(x, activation),
         )
         return (dx, *found)
 
@@ -235,9 +227,7 @@ class NativePasses:
         self._library.attnorm_batch_forward(
             *_pointers(x, *parameters, small, scratch, *running, y),
             *(n, c, pixels),
-            _channels_last(x),
-            activation,
-            torch.get_num_threads(),
+            *_switches(x, activation),
             eps,
             momentum,
         )
@@ -260,9 +250,7 @@ class NativePasses:
             *_pointers(dy, x, *parameters, small, *found, scratch),
             None if dx is None else dx.data_ptr(),
             *(n, c, pixels),
-            _channels_last(x),
-            activation,
-            torch.get_num_threads(),
+            *_switches(x, activation),
         )
         return (dx, *found)
 
@@ -273,6 +261,10 @@ def _floats(*sizes: int) -> Tensor:
 
 def _pointers(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
+
+
+def _switches(x: Tensor, activation: int) -> tuple[bool, int, int]:
+    return _channels_last(x), activation, torch.get_num_threads()
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -33,12 +33,9 @@ def training_step(
         parameters: γ and β (K, C), the head's weight (R, C) and bias (R), whose shapes fit.
         running: mean and variance (C), which move by ``momentum``; None to leave them.
     """
-    passes = fused.passes_for(x) if fused.runs_now(x) else None
-    if not isinstance(passes, native.NativePasses) or x.shape[1] != parameters[0].shape[1]:
+    passes = fused.native_passes_for(x, (*parameters, *(running or ())))
+    if passes is None or x.shape[1] != parameters[0].shape[1]:
         return None
-    for tensor in (*parameters, *(running or ())):
-        if tensor.dtype != torch.float32 or not tensor.is_contiguous() or not tensor.is_cpu:
-            return None
     y: Tensor = _TrainingStep.apply(x, *parameters, passes, running, momentum, eps, activation)  # type: ignore[no-untyped-call]
     return y
 

@@ -131,7 +131,7 @@ def test_copies_and_state_dicts_reproduce_the_layer(options: dict[str, Any]) -> 
 )
 def test_activation_cuts_values(options: dict[str, Any], activation: Any) -> None:
     x = torch.randn(4, 12, 5, 3)
-    options["initial_scale"] = 4.0
+    options = {**options, "initial_scale": 4.0}
     plain = layer(**options)(x)
     assert plain.min() < 0
     assert plain.max() > 6
