@@ -16,8 +16,7 @@ from torch import nn
 
 from attnorm.config import SGDConfig
 from attnorm.config.run import COMPILE_MODES
-from attnorm.models import create_model
-from attnorm.models.cpu_passes import fuse_activations
+from attnorm.models import cpu, create_model
 from attnorm.training.backends import set_backends
 from attnorm.training.optim import build_optimizer
 from attnorm.training.precision import Precision
@@ -97,7 +96,7 @@ def training_step(
     model: nn.Module = create_model(arch, norm=norm, num_classes=1000)
     model.to(device, memory_format=layout)  # type: ignore[call-overload]
     if device.type == "cpu":
-        model = fuse_activations(model)
+        model = cpu.for_training(model, bf16=args.dtype == "bf16")
     if mode != EAGER:
         model.compile(mode=mode)
     optimizer = build_optimizer(model, SGDConfig(name="sgd", lr=1e-4))

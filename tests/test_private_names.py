@@ -69,6 +69,8 @@ PRIVATE = [
         "features_only of a network that has its normalizer",
     ),
 ]
+# Operators, which are found by asking for them.
+OPERATORS = [("mkldnn", "_linear_pointwise", "attnorm/models/cpu/products.py")]
 # Attributes of objects rather than of modules.
 ATTRIBUTES = [
     (lambda: nn.BatchNorm2d(1), "_forward_pre_hooks", "attnorm/models/finetune.py"),
@@ -89,6 +91,14 @@ def test_a_private_name_is_still_there(path: str, place: str, purpose: str) -> N
         pytest.fail(f"{path} is gone ({error}); {place} needs it: {purpose}.")
 
 
+@pytest.mark.parametrize(("library", "name", "place"), OPERATORS)
+def test_a_private_operator_is_still_there(library: str, name: str, place: str) -> None:
+    assert f"torch.ops.{library}.{name}(" in (ROOT / place).read_text()
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    assert hasattr(getattr(torch.ops, library), name), f"{name} is gone; {place} needs it."
+
+
 @pytest.mark.parametrize(("make", "name", "place"), ATTRIBUTES)
 def test_a_private_attribute_is_still_there(make: object, name: str, place: str) -> None:
     assert name in (ROOT / place).read_text()
@@ -103,7 +113,8 @@ def test_the_list_is_complete() -> None:
         r"|(?P<use>\b(?:torch|nn|dist|timm)(?:\.\w+)*\._[a-z]\w+)",
         re.MULTILINE,
     )
-    listed = " ".join([path for path, *_ in PRIVATE] + [name for _, name, _ in ATTRIBUTES])
+    names = [name for _, name, _ in ATTRIBUTES + OPERATORS]
+    listed = " ".join([path for path, *_ in PRIVATE] + names)
     unlisted = []
     for file in sorted(Path(ROOT / "attnorm").rglob("*.py")):
         for match in pattern.finditer(file.read_text()):

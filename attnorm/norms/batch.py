@@ -31,7 +31,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         dtype: Of the parameters.
     """
 
-    # For torch's own layers that become one of these (models/cpu_passes.py).
+    # For torch's own layers that become one of these (models/cpu/activations.py).
     activation: str | None = None
 
     def __init__(

@@ -21,8 +21,7 @@ from attnorm import distributed
 from attnorm.config import Config
 from attnorm.distributed import Placement, Process
 from attnorm.files import write_text
-from attnorm.models.bfloat16 import keep_strided_depthwise_in_float32
-from attnorm.models.cpu_passes import fuse_activations
+from attnorm.models import cpu
 from attnorm.models.sync_bn import synchronize
 from attnorm.norms.group import keeps_channels_last
 from attnorm.run.allocator import keep_freed_memory
@@ -102,17 +101,16 @@ def build_trainer(config: Config, process: Process, run_dir: Path, loaders: Exit
     torch.manual_seed(config.seed)
     task = task_class(config).from_data(config)
     model = task.build_model(config)
-    if config.precision == "bf16" and process.device.type == "cpu":
-        model = keep_strided_depthwise_in_float32(model)
-        if not has_fast_bfloat16(process.device):
+    if config.train.sync_bn and process.world_size > 1:
+        model = synchronize(model, process.device)
+    if process.device.type == "cpu":
+        bf16 = config.precision == "bf16"
+        model = cpu.for_training(model, bf16=bf16)
+        if bf16 and not has_fast_bfloat16(process.device):
             logger.warning(
                 "precision=bf16: this CPU has neither AVX512_BF16 nor AMX, so bf16 is slower than"
                 " precision=fp32."
             )
-    if config.train.sync_bn and process.world_size > 1:
-        model = synchronize(model, process.device)
-    if process.device.type == "cpu":
-        model = fuse_activations(model)
     placement = placement_of(config, process)
     if loses_channels_last(model, placement):
         logger.warning(

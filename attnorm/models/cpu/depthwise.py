@@ -1,4 +1,4 @@
-"""bfloat16 on a CPU: the one kind of layer that is better left in float32."""
+"""Depthwise convolutions with a stride, which bfloat16 makes slower: they stay in float32."""
 
 from __future__ import annotations
 

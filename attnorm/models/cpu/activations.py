@@ -1,4 +1,4 @@
-"""Training on a CPU: activations that cost no pass, because their normalizers apply them."""
+"""Activations that cost no pass, because the normalizers before them apply them."""
 
 from __future__ import annotations
 

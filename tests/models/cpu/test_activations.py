@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from attnorm import create_model
-from attnorm.models.cpu_passes import FusedBatchNormAct2d, fuse_activations
+from attnorm.models.cpu.activations import FusedBatchNormAct2d, fuse_activations
 from attnorm.norms import AttentiveNorm2d, native
 from attnorm.norms.batch import BatchNorm2d
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from attnorm import create_model
-from attnorm.models.bfloat16 import Float32Conv2d, keep_strided_depthwise_in_float32
+from attnorm.models.cpu.depthwise import Float32Conv2d, keep_strided_depthwise_in_float32
 
 
 def test_the_strided_depthwise_convolutions_and_no_others_are_kept() -> None:

@@ -1,0 +1,189 @@
+"""Convolutions with many weights for few pixels, as matrix products.
+
+oneDNN's convolutions want their weights in blocks, and torch has them reordered at every call,
+three times a step: a fifth of a step of ResNet-50 on images of 64² (torch 2.15, Zen 5). oneDNN's
+products read weights as they lie. Where there are many pixels its convolutions are faster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from attnorm.norms.fused import runs_now
+
+WEIGHTS_PER_PIXEL = 256
+"""From how many weights for every pixel of the output on: measured, with little between 128 and
+1,024 in ResNet-50, DenseNet-161 and MobileNet-v2, float32 and bfloat16."""
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_MEASURED = ("AVX2", "AVX512")
+
+
+def convolutions_as_products(model: nn.Module) -> nn.Module:
+    """Let convolutions train as matrix products where that is faster; returns the model, changed.
+
+    Names, weights and their layout stay; values are the convolution's up to rounding. Evaluation,
+    other layouts than channels_last, other types than float32 and bfloat16, and compiled models
+    run torch's convolutions. Where torch has no such operator, or for instructions on which nobody
+    has measured it, the model stays as it is.
+    """
+    if not has_products():
+        return model
+    for module in model.modules():
+        if type(module) is nn.Conv2d and _is_plain(module):
+            module.__class__ = ProductConv2d
+    return model
+
+
+def has_products() -> bool:
+    """Whether oneDNN's product of float32 matrices can be had, and is known to be fast here."""
+    has_operator = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_operator and torch.backends.cpu.get_cpu_capability() in _MEASURED
+
+
+class ProductConv2d(nn.Conv2d):
+    """A convolution, (N, C, H, W) to (N, K, H', W'), with neither groups nor dilation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As :class:`torch.nn.Conv2d`; under autocast in its format."""
+        if not self.training or not runs_now(x):
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if dtype not in _DTYPES or not self._is_worth_it(x):
+            return super().forward(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
+            x.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding
+        )
+        return y
+
+    def _is_worth_it(self, x: Tensor) -> bool:
+        if not x.is_cpu or x.dim() != 4 or x.shape[1] != self.in_channels:
+            return False
+        last = torch.channels_last
+        if not all(tensor.is_contiguous(memory_format=last) for tensor in (x, self.weight)):
+            return False
+        pixels = len(x) * _extent(self, x, 0) * _extent(self, x, 1)
+        return 0 < WEIGHTS_PER_PIXEL * pixels <= self.weight.numel()
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        ctx.bias_shape = None if bias is None else bias.shape
+        windows = _windows(_padded(x, padding), weight, stride)
+        return _image(_product(_rows(windows), _matrix(weight), bias), windows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        x, weight = ctx.saved_tensors
+        stride, padding, needs = ctx.stride, ctx.padding, ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = torch.ops.aten.convolution_backward(
+                *(dy, x, weight, ctx.bias_shape, stride, padding, (1, 1), False, (0, 0), 1, needs)
+            )
+            return (*gradients, None, None)
+        dy = dy.permute(0, 2, 3, 1).reshape(-1, dy.shape[1])
+        dx = _images_gradient(dy, x, weight, stride, padding) if needs[0] else None
+        windows = _windows(_padded(x, padding), weight, stride)
+        dw = _weights_gradient(dy, _rows(windows), weight) if needs[1] else None
+        return dx, dw, dy.sum(0) if needs[2] else None, None, None
+
+
+def _images_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """dx of x's shape: what every window asks for, added up where windows overlap."""
+    by_window = _product(dy, _matrix(weight).t())
+    if _is_one_to_one(weight, stride, padding):
+        return _image(by_window, x.permute(0, 2, 3, 1))
+    dx = torch.zeros_like(_padded(x, padding))
+    places = _windows(dx, weight, stride)
+    by_window = by_window.view(places.shape)
+    for i in range(weight.shape[2]):
+        for j in range(weight.shape[3]):
+            places[:, :, :, i, j] += by_window[:, :, :, i, j]
+    height, width = x.shape[2:]
+    inside = dx[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+    return inside.contiguous(memory_format=torch.channels_last)
+
+
+def _weights_gradient(dy: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    # torch's product in float32 is not oneDNN's; oneDNN's wants its first factor in rows.
+    dw = dy.t() @ rows if dy.dtype == torch.bfloat16 else _product(dy.t(), rows.t())
+    outputs, channels, *kernel = weight.shape
+    return dw.view(outputs, *kernel, channels).permute(0, 3, 1, 2)
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows weightᵀ (+ bias), by oneDNN in float32 too, unlike ``functional.linear``.
+
+    Both have to be dense: for rows at a distance oneDNN takes a thousand times as long.
+    """
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return y
+
+
+def _padded(x: Tensor, padding: tuple[int, int]) -> Tensor:
+    if padding == (0, 0):
+        return x
+    return functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+
+
+def _windows(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
+    """(N, H', W', kernel height, kernel width, C): views of a padded, channels_last x."""
+    by_rows = x.permute(0, 2, 3, 1).unfold(1, weight.shape[2], stride[0])
+    return by_rows.unfold(2, weight.shape[3], stride[1]).permute(0, 1, 2, 4, 5, 3)
+
+
+def _rows(windows: Tensor) -> Tensor:
+    """(N H' W', kernel height · kernel width · C), dense."""
+    return windows.reshape(windows.shape[:3].numel(), -1).contiguous()
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """(K, kernel height · kernel width · C): a view of a channels_last weight."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _image(rows: Tensor, windows: Tensor) -> Tensor:
+    """(N H' W', K) as (N, K, H', W'), channels_last: in place, since autograd lets nothing in
+    place follow where a function gives back a view."""
+    n, height, width = windows.shape[:3]
+    channels = rows.shape[1]
+    strides = (height * width * channels, 1, width * channels, channels)
+    return rows.as_strided_((n, channels, height, width), strides)
+
+
+def _extent(convolution: nn.Conv2d, x: Tensor, axis: int) -> int:
+    padding = convolution.padding[axis]
+    assert isinstance(padding, int)
+    free = x.shape[2 + axis] + 2 * padding - convolution.kernel_size[axis]
+    return free // convolution.stride[axis] + 1
+
+
+def _is_one_to_one(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> bool:
+    return weight.shape[2:].numel() == max(stride) == 1 and padding == (0, 0)
+
+
+def _is_plain(convolution: nn.Conv2d) -> bool:
+    return (
+        convolution.groups == 1
+        and convolution.dilation == (1, 1)
+        and convolution.padding_mode == "zeros"
+        and not isinstance(convolution.padding, str)
+    )
