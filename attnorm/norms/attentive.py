@@ -141,8 +141,9 @@ class AttentiveNorm2d(Normalization):
             raise ValueError(f"expected 4D input (got {x.dim()}D input)")
         if self.backbone == "bn" and self._uses_batch_statistics() and not self.group_name:
             _check_several_values(x)
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        batches = self.num_batches_tracked if self.training else None
+        if batches is not None:
+            batches.add_(1)
         if self.backbone == "bn" and self.attention_name == "sigmoid" and not _exporting():
             return self._fused_forward(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -161,12 +162,14 @@ class AttentiveNorm2d(Normalization):
         return self.training or self.running_mean is None
 
     def _fused_forward(self, x: Tensor) -> Tensor:
-        of_batch = self._uses_batch_statistics()
-        assert isinstance(self.attention, SigmoidHead)
-        parameters = (self.weight, self.bias, self.attention.weight, self.attention.bias)
+        # Each once: a module looks for its tensors in Python, and small layers are short.
+        attention, mean, var = self.attention, self.running_mean, self.running_var
+        assert isinstance(attention, SigmoidHead)
+        of_batch = self.training or mean is None
+        parameters = (self.weight, self.bias, attention.weight, attention.bias)
         moved = None
-        if self.training and self.running_mean is not None and self.running_var is not None:
-            moved = self.running_mean, self.running_var
+        if self.training and mean is not None and var is not None:
+            moved = mean, var
         if of_batch and not self.group_name:
             options = {"momentum": self.momentum, "eps": self.eps}
             done = training_step(
@@ -174,18 +177,18 @@ class AttentiveNorm2d(Normalization):
             )
             if done is not None:
                 return done
-        y, mean, var = attentive_batch_norm(
+        y, *newest = attentive_batch_norm(
             x,
             *parameters,
-            None if of_batch else self.running_mean,
-            None if of_batch else self.running_var,
+            None if of_batch else mean,
+            None if of_batch else var,
             eps=self.eps,
             activation=ACTIVATIONS[self.activation],
             group_name=self.group_name if self.training else "",
         )
         if moved is not None:
-            for running, newest in zip(moved, (mean, var), strict=True):
-                running.lerp_(newest.to(running.dtype), self.momentum)
+            for running, found in zip(moved, newest, strict=True):
+                running.lerp_(found.to(running.dtype), self.momentum)
         return y
 
     def _reference_forward(self, x: Tensor) -> Tensor:
