@@ -16,12 +16,14 @@ from pathlib import Path
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from attnorm.reporting import drawing
 from attnorm.reporting.runs import read_run
+from attnorm.training.precision import has_fast_bfloat16
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSOLE = Console(highlight=False, soft_wrap=True)
@@ -30,6 +32,12 @@ NORMS = ("an", "bn")
 
 def run_dir(norm: str) -> Path:
     return Path("runs") / f"demo_resnet50_{norm}"
+
+
+def precision() -> list[str]:
+    """The fastest of those that end at the same errors: on a CPU that has it, bfloat16."""
+    cpu = torch.device("cpu")
+    return ["precision=bf16"] if not torch.cuda.is_available() and has_fast_bfloat16(cpu) else []
 
 
 def command(*arguments: str) -> None:
@@ -98,7 +106,7 @@ def show() -> None:
 def main() -> None:
     started = time.monotonic()
     for norm in NORMS:
-        command("train.py", "+experiment=demo", f"norm={norm}")
+        command("train.py", "+experiment=demo", f"norm={norm}", *precision())
         command("eval.py", f"checkpoint={run_dir(norm)}/best.pt")
     show()
     CONSOLE.print(f"\ntook {time.monotonic() - started:.0f} s")

@@ -62,7 +62,7 @@ def run(config: Config, run_dir: Path, console: Console | None = None) -> dict[s
         RunInterrupted: a signal asked to stop; the checkpoint is on the disk.
     """
     keep_freed_memory()
-    console = console or Console()
+    console, asked = console or Console(), config.precision
     process = distributed.current_process(config.device)
     with distributed.process_group(process, config.timeout_minutes), ExitStack() as loaders:
         config = distributed.together(lambda: _checked(config, process, run_dir))
@@ -74,6 +74,11 @@ def run(config: Config, run_dir: Path, console: Console | None = None) -> dict[s
         setup_logging(run_dir, process.rank, console)
         for message in damage:
             logger.warning("%s", message)
+        if asked == "auto" and process.device.type == "cpu" and has_fast_bfloat16(process.device):
+            logger.info(
+                "This CPU computes in bfloat16: precision=bf16 is faster than fp32 here, for most"
+                " networks by half, and ended at the same errors where both were measured."
+            )
         trainer = build_trainer(config, process, run_dir, loaders)
         continued = newest is not None
         if newest is not None:

@@ -47,9 +47,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:
-    """``auto`` is the paper's fp16 on a CUDA GPU, and fp32 elsewhere: what its numbers are in.
+    """``auto`` is the paper's fp16 on a CUDA GPU, and fp32 elsewhere.
 
-    ``bf16`` has to be asked for there; it is faster where :func:`has_fast_bfloat16` says so.
+    On a CPU so that a run, and an evaluation, gives the same numbers on all of them: bfloat16 has
+    to be asked for. It is faster where :func:`has_fast_bfloat16` says so, and ended at the same
+    errors over five seeds (docs/benchmarks.md).
 
     Raises:
         UserError: fp16 or tf32 without a CUDA GPU.

@@ -207,6 +207,19 @@ def test_bfloat16_on_a_cpu_without_it_is_warned_of(
     assert "neither AVX512_BF16 nor AMX" in printed
 
 
+def test_bfloat16_on_a_cpu_that_has_it_is_told_of_but_not_taken(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "This CPU computes in bfloat16"
+    for fast, precision in ((True, "auto"), (True, "fp32"), (False, "auto")):
+        monkeypatch.setattr("attnorm.run.train.has_fast_bfloat16", lambda device, is_=fast: is_)
+        config = _folder_config(photos, "epochs=1", "norm=bn", f"precision={precision}")
+        folder = tmp_path / f"{precision}_{fast}"
+        _, printed = _run(config, folder)
+        assert (told in printed) == (fast and precision == "auto")
+        assert yaml.safe_load((folder / "config.yaml").read_text())["precision"] == "fp32"
+
+
 def test_averaged_weights_are_evaluated_as_in_training(photos: Path, tmp_path: Path) -> None:
     config = _folder_config(photos, "ema.decay=0.5", "epochs=1", "norm=an")
     _run(config, tmp_path)
