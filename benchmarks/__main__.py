@@ -89,12 +89,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _what_is_measured(arguments: Sequence[str]) -> list[str]:
     """Without where it is written to."""
-    kept = list(arguments)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--json", "--markdown"):
-        if option in kept:
-            place = kept.index(option)
-            del kept[place : place + 2]
-    return kept
+        parser.add_argument(option)
+    return parser.parse_known_args(list(arguments))[1]
 
 
 def _write_tables(path: Path, text: str) -> None:

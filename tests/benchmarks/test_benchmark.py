@@ -72,11 +72,12 @@ def test_results_are_printed_and_written(
 ) -> None:
     target, tables = tmp_path / "result.json", tmp_path / "result.md"
     small = ["--batch-size", "2", "--repeats", "1", "--json", str(target)]
-    assert main([*arguments, *small, "--markdown", str(tables)]) == 0
+    assert main([*arguments, *small, f"--markdown={tables}"]) == 0
     printed = capsys.readouterr().out
     result = json.loads(target.read_text())
     assert "torch" in result["machine"]
     assert result["command"].startswith(f"python -m benchmarks {arguments[0]} ")
+    assert str(tmp_path) not in result["command"], "not where it was written to"
     (title,) = [title for title in result if title.startswith(table)]
     assert all(float(str(row[figure]).split()[0]) > 0 for row in result[title])
     assert figure in printed
