@@ -96,7 +96,7 @@ def training_step(
     model: nn.Module = create_model(arch, norm=norm, num_classes=1000)
     model.to(device, memory_format=layout)  # type: ignore[call-overload]
     if device.type == "cpu":
-        model = cpu.for_training(model, bf16=args.dtype == "bf16")
+        model = cpu.for_training(model)
     if mode != EAGER:
         model.compile(mode=mode)
     optimizer = build_optimizer(model, SGDConfig(name="sgd", lr=1e-4))

@@ -109,9 +109,8 @@ def build_trainer(config: Config, process: Process, run_dir: Path, loaders: Exit
     if config.train.sync_bn and process.world_size > 1:
         model = synchronize(model, process.device)
     if process.device.type == "cpu":
-        bf16 = config.precision == "bf16"
-        model = cpu.for_training(model, bf16=bf16)
-        if bf16 and not has_fast_bfloat16(process.device):
+        model = cpu.for_training(model)
+        if config.precision == "bf16" and not has_fast_bfloat16(process.device):
             logger.warning(
                 "precision=bf16: this CPU has neither AVX512_BF16 nor AMX, so bf16 is slower than"
                 " precision=fp32."

@@ -1,32 +1,138 @@
-"""Depthwise convolutions with a stride, which bfloat16 makes slower: they stay in float32."""
+"""Depthwise convolutions, around two gradients for which oneDNN has no code of its own.
+
+Its general code (torch 2.15, Zen 5) takes for the weights' gradient, where the image is smaller
+than the kernel, 10 times as long as it should in float32 and a hundred times in bfloat16, and for
+the image's gradient of a convolution with a stride in bfloat16 as much: together more than all the
+rest of a step of MobileNet-v2 in bfloat16.
+"""
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from attnorm.norms.fused import runs_now
 
 
-def keep_strided_depthwise_in_float32(model: nn.Module) -> nn.Module:
-    """Let autocast leave depthwise convolutions with a stride alone; returns the model, changed.
+def mend_depthwise_convolutions(model: nn.Module) -> nn.Module:
+    """Let depthwise convolutions train without those two; returns the model, changed.
 
-    oneDNN's backward pass of them in bfloat16 takes ten times as long as in float32 (torch 2.15,
-    Zen 4): four such layers make all of MobileNet-v2 slower than in float32, and the others do not.
-    Names, weights and what the layer computes in float32 stay as they are.
+    Names, weights, and evaluation stay as they are; values are the convolution's up to rounding.
     """
     for module in model.modules():
-        if type(module) is nn.Conv2d and _is_strided_depthwise(module):
-            module.__class__ = Float32Conv2d
+        if type(module) is nn.Conv2d and _is_depthwise(module):
+            module.__class__ = DepthwiseConv2d
     return model
 
 
-class Float32Conv2d(nn.Conv2d):
-    """A convolution that computes in float32 under autocast too, (N, C, H, W) to the same."""
+class DepthwiseConv2d(nn.Conv2d):
+    """A convolution of every channel by itself, (N, C, H, W) to (N, C, H', W')."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+        """As :class:`torch.nn.Conv2d`; under autocast in its format."""
+        if not self.training or not runs_now(x) or not x.is_cpu or x.dim() != 4:
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if not (_is_small(x, self.weight) or (max(self.stride) > 1 and dtype == torch.bfloat16)):
+            return super().forward(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        y: Tensor = _Depthwise.apply(  # type: ignore[no-untyped-call]
+            x.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding
+        )
+        return y
 
 
-def _is_strided_depthwise(convolution: nn.Conv2d) -> bool:
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        ctx.bias_shape = None if bias is None else bias.shape
+        return functional.conv2d(x, weight, bias, stride, padding, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.stride, ctx.padding
+        needs_dx, needs_dw, needs_db, *_ = needs = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _gradients(dy, x, weight, stride, padding, needs, ctx.bias_shape)
+            return (*found, None, None)
+        dx = dw = None
+        if needs_dx:
+            by_one = max(stride) > 1 and x.dtype == torch.bfloat16
+            spread = _spread(dy, x, weight, stride, padding) if by_one else dy
+            steps = (1, 1) if by_one else stride
+            dx = _gradients(spread, x, weight, steps, padding, (True, False, False))[0]
+        if needs_dw and _is_small(x, weight):
+            dw = _weights_gradient(dy, x, weight, stride, padding)
+        elif needs_dw:
+            dw = _gradients(dy, x, weight, stride, padding, (False, True, False))[1]
+        return dx, dw, dy.sum((0, 2, 3)) if needs_db else None, None, None
+
+
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    needs: tuple[bool, ...],
+    bias_shape: torch.Size | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        *(dy, x, weight, bias_shape, stride, padding, (1, 1), False, (0, 0), len(weight), needs)
+    )
+    return gradients
+
+
+def _spread(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """dy of the convolution without a stride whose result has y's pixels among others."""
+    extents = [x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i] + 1 for i in (0, 1)]
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    spread = torch.empty((*dy.shape[:2], *extents), dtype=dy.dtype, memory_format=layout).zero_()
+    spread[:, :, :: stride[0], :: stride[1]] = dy
+    return spread
+
+
+def _weights_gradient(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """For every place of the kernel what dy and the pixels below it have in common."""
+    x = functional.pad(x.float(), (padding[1], padding[1], padding[0], padding[0]))
+    dy, (height, width) = dy.float(), dy.shape[2:]
+    dw = torch.empty_like(weight)
+    for i, j in product(range(weight.shape[2]), range(weight.shape[3])):
+        rows = slice(i, i + stride[0] * height, stride[0])
+        columns = slice(j, j + stride[1] * width, stride[1])
+        dw[:, 0, i, j] = (x[:, :, rows, columns] * dy).sum((0, 2, 3))
+    return dw
+
+
+def _is_small(x: Tensor, weight: Tensor) -> bool:
+    return x.shape[2] < weight.shape[2] or x.shape[3] < weight.shape[3]
+
+
+def _is_depthwise(convolution: nn.Conv2d) -> bool:
     channels = convolution.in_channels
-    return convolution.groups == channels > 1 and max(convolution.stride) > 1
+    return (
+        convolution.groups == channels == convolution.out_channels > 1
+        and convolution.dilation == (1, 1)
+        and convolution.padding_mode == "zeros"
+        and not isinstance(convolution.padding, str)
+    )

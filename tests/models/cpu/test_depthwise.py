@@ -1,32 +1,132 @@
-"""Strided depthwise convolutions under autocast: float32 inside, nothing else changed."""
+"""Depthwise convolutions: the convolution's values and layouts, and no trap of speed."""
 
 from __future__ import annotations
 
+import copy
+import time
+from typing import Any
+
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnorm import create_model
-from attnorm.models.cpu.depthwise import Float32Conv2d, keep_strided_depthwise_in_float32
+from attnorm.models.cpu import depthwise
+from attnorm.models.cpu.depthwise import DepthwiseConv2d, mend_depthwise_convolutions
+
+KERNELS: list[dict[str, Any]] = [
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 3, "padding": 1, "stride": 2},
+    {"kernel_size": 5, "padding": 2, "stride": (1, 2)},
+    {"kernel_size": (3, 5), "padding": (2, 2), "stride": 2},
+    {"kernel_size": 2, "padding": 0, "stride": 3},
+]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+SHAPES = [(2, 12, 2, 2), (3, 16, 1, 4), (4, 7, 6, 5)]
 
 
-def test_the_strided_depthwise_convolutions_and_no_others_are_kept() -> None:
-    model = keep_strided_depthwise_in_float32(create_model("mobilenetv2", "bn", num_classes=3))
-    kept = [name for name, module in model.named_modules() if type(module) is Float32Conv2d]
-    assert kept == [f"blocks.{stage}.0.conv_dw" for stage in (1, 2, 3, 5)]
-    resnet = keep_strided_depthwise_in_float32(create_model("resnet50", "bn", num_classes=3))
-    assert not any(type(module) is Float32Conv2d for module in resnet.modules())
+def outcome(layer: nn.Conv2d, x: Tensor, dy: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    y.backward(dy.to(y.dtype))
+    assert x.grad is not None
+    gradients = [parameter.grad for parameter in layer.parameters()]
+    for gradient, parameter in zip(gradients, layer.parameters(), strict=True):
+        assert gradient.dtype == parameter.dtype
+        assert gradient.is_contiguous()
+    return [y.detach(), x.grad, *gradients]
 
 
-def test_it_computes_in_float32_under_autocast_and_takes_the_same_weights() -> None:
-    plain = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8)
-    state = plain.state_dict()
-    x = torch.randn(2, 8, 6, 6)
-    wanted = plain(x)
-    kept = keep_strided_depthwise_in_float32(nn.Sequential(plain))
-    assert kept[0].state_dict().keys() == state.keys()
-    with torch.autocast("cpu", torch.bfloat16):
-        y = kept(x)
-        half = kept(x.bfloat16())
-    assert y.dtype == half.dtype == torch.float32
-    assert torch.equal(y, wanted)
-    assert torch.equal(kept(x), wanted), "nothing changes without autocast"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("options", KERNELS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients_are_the_convolutions(
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+    layout: torch.memory_format,
+    bias: bool,
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(shape[1], shape[1], groups=shape[1], bias=bias, **options)
+    exact = copy.deepcopy(layer).double()
+    mend_depthwise_convolutions(layer)
+    assert type(layer) is DepthwiseConv2d
+    x = torch.randn(shape).to(memory_format=layout)
+    if any(x.shape[2 + i] + 2 * layer.padding[i] < layer.kernel_size[i] for i in (0, 1)):
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+            layer(x)
+        return
+    dy = torch.randn(exact(x.double()).shape).to(memory_format=layout)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found = outcome(layer, x, dy)
+    assert found[0].dtype == dtype
+    assert found[0].is_contiguous(memory_format=layout) or 1 in found[0].shape
+    tolerance = 2e-6 if dtype == torch.float32 else 2.0**-6
+    for one, other in zip(found, outcome(exact, x.double(), dy.double()), strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() <= tolerance * other.norm()
+
+
+def test_second_derivatives_are_the_convolutions() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 4, 3, padding=1, stride=2, groups=4)
+    results = []
+    for one in (layer, mend_depthwise_convolutions(copy.deepcopy(layer))):
+        x = torch.linspace(-1, 1, 2 * 4 * 2 * 2).view(2, 4, 2, 2).requires_grad_()
+        (dx,) = torch.autograd.grad(one(x).pow(3).sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(dx.square().sum(), [x, *one.parameters()]))
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_what_else_there_is_runs_torchs_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    grouped = nn.Conv2d(4, 4, 3, groups=2)
+    widening = nn.Conv2d(4, 8, 3, groups=4)
+    dilated = nn.Conv2d(4, 4, 3, groups=4, dilation=2)
+    mend_depthwise_convolutions(nn.ModuleList([grouped, widening, dilated]))
+    assert {type(module) for module in (grouped, widening, dilated)} == {nn.Conv2d}
+
+    monkeypatch.setattr(depthwise, "_Depthwise", None)  # calling it would fail
+    layer = nn.Conv2d(4, 4, 3, padding=1, stride=2, groups=4)
+    plain, ours = copy.deepcopy(layer), mend_depthwise_convolutions(layer)
+    small, large = torch.randn(2, 4, 2, 2), torch.randn(2, 4, 3, 3)
+    assert torch.equal(ours(large), plain(large)), "float32, not small"
+    assert torch.equal(ours.eval()(small), plain(small)), "evaluation"
+    ours.train()
+    assert torch.equal(torch.compile(ours, backend="eager")(small), plain(small)), "compiled"
+
+
+def test_the_depthwise_convolutions_of_a_network_and_no_others() -> None:
+    model = create_model("mobilenetv2", "bn", num_classes=3)
+    names = list(model.state_dict())
+    mend_depthwise_convolutions(model)
+    mended = [name for name, module in model.named_modules() if type(module) is DepthwiseConv2d]
+    assert len(mended) == 17
+    assert all(name.endswith("conv_dw") for name in mended)
+    assert list(model.state_dict()) == names
+    resnet = mend_depthwise_convolutions(create_model("resnet50", "bn", num_classes=3))
+    assert not any(type(module) is DepthwiseConv2d for module in resnet.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("side", "stride"), [(2, 1), (8, 2)])
+def test_no_gradient_is_a_trap(side: int, stride: int, dtype: torch.dtype) -> None:
+    """By torch alone some backward passes take hundreds of times as long as the forward pass."""
+    layer = nn.Conv2d(960, 960, 3, padding=1, stride=stride, groups=960, bias=False)
+    layer = mend_depthwise_convolutions(layer).to(memory_format=torch.channels_last)
+    x = torch.randn(64, 960, side, side).to(dtype).to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    forward, backward = [], []
+    for _ in range(5):
+        started = time.perf_counter()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            y = layer(x)
+        forward.append(time.perf_counter() - started)
+        dy = torch.ones_like(y)
+        started = time.perf_counter()
+        y.backward(dy)
+        backward.append(time.perf_counter() - started)
+    assert min(backward) < 40 * min(forward)
