@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attnorm.norms.fused import runs_now
+from attnorm.models.cpu.convolution import (
+    Pair,
+    computing_dtype,
+    is_plain,
+    torch_gradients,
+    trains_now,
+)
 
 
 def mend_depthwise_convolutions(model: nn.Module) -> nn.Module:
@@ -34,10 +40,9 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As :class:`torch.nn.Conv2d`; under autocast in its format."""
-        if not self.training or not runs_now(x) or not x.is_cpu or x.dim() != 4:
-            return super().forward(x)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if not (_is_small(x, self.weight) or (max(self.stride) > 1 and dtype == torch.bfloat16)):
+        dtype = computing_dtype(x)
+        strided16 = max(self.stride) > 1 and dtype == torch.bfloat16
+        if not trains_now(self, x) or not (strided16 or _is_small(x, self.weight)):
             return super().forward(x)
         bias = None if self.bias is None else self.bias.to(dtype)
         y: Tensor = _Depthwise.apply(  # type: ignore[no-untyped-call]
@@ -53,8 +58,8 @@ class _Depthwise(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
+        stride: Pair,
+        padding: Pair,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
@@ -66,41 +71,32 @@ class _Depthwise(torch.autograd.Function):
         (dy,) = grads
         x, weight = ctx.saved_tensors
         stride, padding = ctx.stride, ctx.padding
-        needs_dx, needs_dw, needs_db, *_ = needs = ctx.needs_input_grad[:3]
+        needs_dx, needs_dw, needs_db = needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # create_graph=True
-            found = _gradients(dy, x, weight, stride, padding, needs, ctx.bias_shape)
+            of_bias = ctx.bias_shape
+            found = torch_gradients(dy, x, weight, stride, padding, len(weight), needs, of_bias)
             return (*found, None, None)
         dx = dw = None
-        if needs_dx:
-            by_one = max(stride) > 1 and x.dtype == torch.bfloat16
-            spread = _spread(dy, x, weight, stride, padding) if by_one else dy
-            steps = (1, 1) if by_one else stride
-            dx = _gradients(spread, x, weight, steps, padding, (True, False, False))[0]
+        if needs_dx and max(stride) > 1 and x.dtype == torch.bfloat16:
+            dx = _gradient(0, _spread(dy, x, weight, stride, padding), x, weight, (1, 1), padding)
+        elif needs_dx:
+            dx = _gradient(0, dy, x, weight, stride, padding)
         if needs_dw and _is_small(x, weight):
             dw = _weights_gradient(dy, x, weight, stride, padding)
         elif needs_dw:
-            dw = _gradients(dy, x, weight, stride, padding, (False, True, False))[1]
+            dw = _gradient(1, dy, x, weight, stride, padding)
         return dx, dw, dy.sum((0, 2, 3)) if needs_db else None, None, None
 
 
-def _gradients(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    needs: tuple[bool, ...],
-    bias_shape: torch.Size | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        *(dy, x, weight, bias_shape, stride, padding, (1, 1), False, (0, 0), len(weight), needs)
-    )
-    return gradients
-
-
-def _spread(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+def _gradient(
+    which: int, dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair
 ) -> Tensor:
+    """torch's, of x (0) or weight (1) alone."""
+    needs = (which == 0, which == 1, False)
+    return torch_gradients(dy, x, weight, stride, padding, len(weight), needs)[which]
+
+
+def _spread(dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """dy of the convolution without a stride whose result has y's pixels among others."""
     extents = [x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i] + 1 for i in (0, 1)]
     last = x.is_contiguous(memory_format=torch.channels_last)
@@ -110,9 +106,7 @@ def _spread(
     return spread
 
 
-def _weights_gradient(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
-) -> Tensor:
+def _weights_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """For every place of the kernel what dy and the pixels below it have in common."""
     x = functional.pad(x.float(), (padding[1], padding[1], padding[0], padding[0]))
     dy, (height, width) = dy.float(), dy.shape[2:]
@@ -130,9 +124,4 @@ def _is_small(x: Tensor, weight: Tensor) -> bool:
 
 def _is_depthwise(convolution: nn.Conv2d) -> bool:
     channels = convolution.in_channels
-    return (
-        convolution.groups == channels == convolution.out_channels > 1
-        and convolution.dilation == (1, 1)
-        and convolution.padding_mode == "zeros"
-        and not isinstance(convolution.padding, str)
-    )
+    return convolution.groups == channels == convolution.out_channels > 1 and is_plain(convolution)

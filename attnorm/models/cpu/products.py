@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attnorm.norms.fused import runs_now
+from attnorm.models.cpu.convolution import (
+    Pair,
+    computing_dtype,
+    is_plain,
+    torch_gradients,
+    trains_now,
+)
 
 WEIGHTS_PER_PIXEL = 256
 """From how many weights for every pixel of the output on: measured, with little between 128 and
@@ -34,7 +40,7 @@ def convolutions_as_products(model: nn.Module) -> nn.Module:
     if not has_products():
         return model
     for module in model.modules():
-        if type(module) is nn.Conv2d and _is_plain(module):
+        if type(module) is nn.Conv2d and module.groups == 1 and is_plain(module):
             module.__class__ = ProductConv2d
     return model
 
@@ -50,10 +56,8 @@ class ProductConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As :class:`torch.nn.Conv2d`; under autocast in its format."""
-        if not self.training or not runs_now(x):
-            return super().forward(x)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype not in _DTYPES or not self._is_worth_it(x):
+        dtype = computing_dtype(x)
+        if not trains_now(self, x) or dtype not in _DTYPES or not self._is_worth_it(x):
             return super().forward(x)
         bias = None if self.bias is None else self.bias.to(dtype)
         y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
@@ -62,10 +66,10 @@ class ProductConv2d(nn.Conv2d):
         return y
 
     def _is_worth_it(self, x: Tensor) -> bool:
-        if not x.is_cpu or x.dim() != 4 or x.shape[1] != self.in_channels:
-            return False
         last = torch.channels_last
-        if not all(tensor.is_contiguous(memory_format=last) for tensor in (x, self.weight)):
+        if x.shape[1] != self.in_channels or not x.is_contiguous(memory_format=last):
+            return False
+        if not self.weight.is_contiguous(memory_format=last):
             return False
         pixels = len(x) * _extent(self, x, 0) * _extent(self, x, 1)
         return 0 < WEIGHTS_PER_PIXEL * pixels <= self.weight.numel()
@@ -78,8 +82,8 @@ class _Convolution(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
+        stride: Pair,
+        padding: Pair,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
@@ -93,10 +97,8 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stride, padding, needs = ctx.stride, ctx.padding, ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # create_graph=True
-            gradients = torch.ops.aten.convolution_backward(
-                *(dy, x, weight, ctx.bias_shape, stride, padding, (1, 1), False, (0, 0), 1, needs)
-            )
-            return (*gradients, None, None)
+            found = torch_gradients(dy, x, weight, stride, padding, 1, needs, ctx.bias_shape)
+            return (*found, None, None)
         dy = dy.permute(0, 2, 3, 1).reshape(-1, dy.shape[1])
         dx = _images_gradient(dy, x, weight, stride, padding) if needs[0] else None
         windows = _windows(_padded(x, padding), weight, stride)
@@ -104,9 +106,7 @@ class _Convolution(torch.autograd.Function):
         return dx, dw, dy.sum(0) if needs[2] else None, None, None
 
 
-def _images_gradient(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
-) -> Tensor:
+def _images_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """dx of x's shape: what every window asks for, added up where windows overlap."""
     by_window = _product(dy, _matrix(weight).t())
     if _is_one_to_one(weight, stride, padding):
@@ -138,13 +138,13 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return y
 
 
-def _padded(x: Tensor, padding: tuple[int, int]) -> Tensor:
+def _padded(x: Tensor, padding: Pair) -> Tensor:
     if padding == (0, 0):
         return x
     return functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
 
 
-def _windows(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> Tensor:
+def _windows(x: Tensor, weight: Tensor, stride: Pair) -> Tensor:
     """(N, H', W', kernel height, kernel width, C): views of a padded, channels_last x."""
     by_rows = x.permute(0, 2, 3, 1).unfold(1, weight.shape[2], stride[0])
     return by_rows.unfold(2, weight.shape[3], stride[1]).permute(0, 1, 2, 4, 5, 3)
@@ -176,14 +176,5 @@ def _extent(convolution: nn.Conv2d, x: Tensor, axis: int) -> int:
     return free // convolution.stride[axis] + 1
 
 
-def _is_one_to_one(weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> bool:
+def _is_one_to_one(weight: Tensor, stride: Pair, padding: Pair) -> bool:
     return weight.shape[2:].numel() == max(stride) == 1 and padding == (0, 0)
-
-
-def _is_plain(convolution: nn.Conv2d) -> bool:
-    return (
-        convolution.groups == 1
-        and convolution.dilation == (1, 1)
-        and convolution.padding_mode == "zeros"
-        and not isinstance(convolution.padding, str)
-    )
