@@ -18,9 +18,14 @@ from torch.nn import functional
 from attnorm.models.cpu.convolution import (
     Pair,
     computing_dtype,
+    extent,
     is_plain,
+    padded,
+    remember,
+    run,
     torch_gradients,
     trains_now,
+    windows_of,
 )
 
 
@@ -40,15 +45,10 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As :class:`torch.nn.Conv2d`; under autocast in its format."""
-        dtype = computing_dtype(x)
-        strided16 = max(self.stride) > 1 and dtype == torch.bfloat16
+        strided16 = max(self.stride) > 1 and computing_dtype(x) == torch.bfloat16
         if not trains_now(self, x) or not (strided16 or _is_small(x, self.weight)):
             return super().forward(x)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        y: Tensor = _Depthwise.apply(  # type: ignore[no-untyped-call]
-            x.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding
-        )
-        return y
+        return run(_Depthwise, self, x)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -61,9 +61,7 @@ class _Depthwise(torch.autograd.Function):
         stride: Pair,
         padding: Pair,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        ctx.bias_shape = None if bias is None else bias.shape
+        remember(ctx, x, weight, bias, stride, padding)
         return functional.conv2d(x, weight, bias, stride, padding, groups=len(weight))
 
     @staticmethod
@@ -98,7 +96,7 @@ def _gradient(
 
 def _spread(dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """dy of the convolution without a stride whose result has y's pixels among others."""
-    extents = [x.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i] + 1 for i in (0, 1)]
+    extents = [extent(x.shape[2 + i], weight.shape[2 + i], 1, padding[i]) for i in (0, 1)]
     last = x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     spread = torch.empty((*dy.shape[:2], *extents), dtype=dy.dtype, memory_format=layout).zero_()
@@ -108,13 +106,11 @@ def _spread(dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) 
 
 def _weights_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     """For every place of the kernel what dy and the pixels below it have in common."""
-    x = functional.pad(x.float(), (padding[1], padding[1], padding[0], padding[0]))
-    dy, (height, width) = dy.float(), dy.shape[2:]
+    windows = windows_of(padded(x.float(), padding), weight, stride).permute(0, 5, 1, 2, 3, 4)
+    dy = dy.float()
     dw = torch.empty_like(weight)
     for i, j in product(range(weight.shape[2]), range(weight.shape[3])):
-        rows = slice(i, i + stride[0] * height, stride[0])
-        columns = slice(j, j + stride[1] * width, stride[1])
-        dw[:, 0, i, j] = (x[:, :, rows, columns] * dy).sum((0, 2, 3))
+        dw[:, 0, i, j] = (windows[..., i, j] * dy).sum((0, 2, 3))
     return dw
 
 

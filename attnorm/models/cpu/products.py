@@ -11,14 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from attnorm.models.cpu.convolution import (
     Pair,
     computing_dtype,
+    extent,
     is_plain,
+    padded,
+    remember,
+    run,
     torch_gradients,
     trains_now,
+    windows_of,
 )
 
 WEIGHTS_PER_PIXEL = 256
@@ -56,14 +60,10 @@ class ProductConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As :class:`torch.nn.Conv2d`; under autocast in its format."""
-        dtype = computing_dtype(x)
-        if not trains_now(self, x) or dtype not in _DTYPES or not self._is_worth_it(x):
+        can = trains_now(self, x) and computing_dtype(x) in _DTYPES
+        if not can or not self._is_worth_it(x):
             return super().forward(x)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        y: Tensor = _Convolution.apply(  # type: ignore[no-untyped-call]
-            x.to(dtype), self.weight.to(dtype), bias, self.stride, self.padding
-        )
-        return y
+        return run(_Convolution, self, x)
 
     def _is_worth_it(self, x: Tensor) -> bool:
         last = torch.channels_last
@@ -85,10 +85,8 @@ class _Convolution(torch.autograd.Function):
         stride: Pair,
         padding: Pair,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        ctx.bias_shape = None if bias is None else bias.shape
-        windows = _windows(_padded(x, padding), weight, stride)
+        remember(ctx, x, weight, bias, stride, padding)
+        windows = windows_of(padded(x, padding), weight, stride)
         return _image(_product(_rows(windows), _matrix(weight), bias), windows)
 
     @staticmethod
@@ -101,8 +99,7 @@ class _Convolution(torch.autograd.Function):
             return (*found, None, None)
         dy = dy.permute(0, 2, 3, 1).reshape(-1, dy.shape[1])
         dx = _images_gradient(dy, x, weight, stride, padding) if needs[0] else None
-        windows = _windows(_padded(x, padding), weight, stride)
-        dw = _weights_gradient(dy, _rows(windows), weight) if needs[1] else None
+        dw = _weights_gradient(dy, x, weight, stride, padding) if needs[1] else None
         return dx, dw, dy.sum(0) if needs[2] else None, None, None
 
 
@@ -111,8 +108,8 @@ def _images_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, paddin
     by_window = _product(dy, _matrix(weight).t())
     if _is_one_to_one(weight, stride, padding):
         return _image(by_window, x.permute(0, 2, 3, 1))
-    dx = torch.zeros_like(_padded(x, padding))
-    places = _windows(dx, weight, stride)
+    dx = torch.zeros_like(padded(x, padding))
+    places = windows_of(dx, weight, stride)
     by_window = by_window.view(places.shape)
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
@@ -122,7 +119,8 @@ def _images_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, paddin
     return inside.contiguous(memory_format=torch.channels_last)
 
 
-def _weights_gradient(dy: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+def _weights_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    rows = _rows(windows_of(padded(x, padding), weight, stride))
     # torch's product in float32 is not oneDNN's; oneDNN's wants its first factor in rows.
     dw = dy.t() @ rows if dy.dtype == torch.bfloat16 else _product(dy.t(), rows.t())
     outputs, channels, *kernel = weight.shape
@@ -136,18 +134,6 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """
     y: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return y
-
-
-def _padded(x: Tensor, padding: Pair) -> Tensor:
-    if padding == (0, 0):
-        return x
-    return functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-
-
-def _windows(x: Tensor, weight: Tensor, stride: Pair) -> Tensor:
-    """(N, H', W', kernel height, kernel width, C): views of a padded, channels_last x."""
-    by_rows = x.permute(0, 2, 3, 1).unfold(1, weight.shape[2], stride[0])
-    return by_rows.unfold(2, weight.shape[3], stride[1]).permute(0, 1, 2, 4, 5, 3)
 
 
 def _rows(windows: Tensor) -> Tensor:
@@ -172,8 +158,9 @@ def _image(rows: Tensor, windows: Tensor) -> Tensor:
 def _extent(convolution: nn.Conv2d, x: Tensor, axis: int) -> int:
     padding = convolution.padding[axis]
     assert isinstance(padding, int)
-    free = x.shape[2 + axis] + 2 * padding - convolution.kernel_size[axis]
-    return free // convolution.stride[axis] + 1
+    return extent(
+        x.shape[2 + axis], convolution.kernel_size[axis], convolution.stride[axis], padding
+    )
 
 
 def _is_one_to_one(weight: Tensor, stride: Pair, padding: Pair) -> bool:
