@@ -8,7 +8,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from attnorm.errors import UserError
-from attnorm.norms import AttentiveNorm2d, SwitchNorm2d
+from attnorm.interpreter import without_collector
+
+with without_collector():
+    from attnorm.norms import AttentiveNorm2d, SwitchNorm2d
 
 if TYPE_CHECKING:
     from attnorm.config import allow as allow
@@ -54,4 +57,5 @@ def __getattr__(name: str) -> Any:
 
 
 if all(find_spec(package) is not None for package in _NEEDED):
-    import attnorm.models  # noqa: F401 - registers the models with timm
+    with without_collector():
+        import attnorm.models  # noqa: F401 - registers the models with timm

@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NoReturn, TextIO
+
+from attnorm import __version__, interpreter
 
 # By name: the module of attnorm.commands, the extra that it needs, and what it is for.
 COMMANDS = {
@@ -24,35 +28,45 @@ COMMANDS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Exit status: that of the command, or 2 if there is no such command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    return _command(arguments)()
+
+
+def run(*arguments: str) -> NoReturn:
+    """The command of a process of its own, which ends with it."""
+    interpreter.execute(_command(arguments or sys.argv[1:]))
+
+
+def _command(arguments: Sequence[str]) -> Callable[[], int]:
+    """With all that it needs imported."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        sys.stdout.write(_help())
-        return 0
+        return partial(_say, sys.stdout, _help(), 0)
     name, *rest = arguments
     if name == "--version":
-        from attnorm import __version__
-
-        sys.stdout.write(f"{__version__}\n")
-        return 0
+        return partial(_say, sys.stdout, f"{__version__}\n", 0)
     if name not in COMMANDS:
-        sys.stderr.write(f"error: {name!r} is not a command: use {', '.join(COMMANDS)}.\n")
-        return 2
+        unknown = f"error: {name!r} is not a command: use {', '.join(COMMANDS)}.\n"
+        return partial(_say, sys.stderr, unknown, 2)
     module, extra, _ = COMMANDS[name]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while libraries are imported: no traceback
     try:
-        command = importlib.import_module(f"attnorm.commands.{module}")
+        with interpreter.without_collector():
+            command = importlib.import_module(f"attnorm.commands.{module}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "attnorm":
             raise
-        sys.stderr.write(
+        missing = (
             f"error: attnorm {name} needs {error.name}, which is not installed:"
             f" pip install 'attnorm[{extra}]'.\n"
         )
-        return 2
-    status: int = command.main(rest)
+        return partial(_say, sys.stderr, missing, 2)
+    return partial(command.main, rest)
+
+
+def _say(stream: TextIO, text: str, status: int) -> int:
+    stream.write(text)
     return status
 
 
@@ -67,4 +81,4 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -2,7 +2,7 @@
 
 import sys
 
-from attnorm.commands.convert_checkpoint import main
+from attnorm.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run("convert-checkpoint", *sys.argv[1:])

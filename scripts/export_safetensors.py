@@ -2,7 +2,7 @@
 
 import sys
 
-from attnorm.commands.export_safetensors import main
+from attnorm.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run("export-safetensors", *sys.argv[1:])

@@ -6,7 +6,7 @@ python train.py data=imagenet data.root=SHARDS data.format=webdataset
 
 import sys
 
-from attnorm.commands.make_shards import main
+from attnorm.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run("make-shards", *sys.argv[1:])

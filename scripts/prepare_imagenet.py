@@ -7,7 +7,7 @@ python scripts/prepare_imagenet.py --root DATA --synthetic 5000        a fake on
 
 import sys
 
-from attnorm.commands.prepare_imagenet import main
+from attnorm.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run("prepare-imagenet", *sys.argv[1:])

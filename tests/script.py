@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from attnorm import interpreter
 from tests.conftest import ROOT
 
 
@@ -24,6 +25,7 @@ def run_script(name: str, *arguments: str) -> Finished:
     code, out, err = 0, io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", [path, *arguments])
+        patch.setattr(interpreter, "execute", lambda command: sys.exit(command()))
         try:
             runpy.run_path(path, run_name="__main__")
         except SystemExit as end:

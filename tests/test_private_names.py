@@ -16,6 +16,8 @@ from tests.conftest import ROOT
 # (import path, where it is used, what for)
 PRIVATE = [
     ("torch.nn.modules.batchnorm._NormBase", "attnorm/norms/base.py", "recognises torch's norms"),
+    ("threading._shutdown", "attnorm/interpreter.py", "waits for threads, as Python's end does"),
+    ("atexit._run_exitfuncs", "attnorm/interpreter.py", "what is to be done at Python's end"),
     (
         "torch.distributed.distributed_c10d._get_default_store",
         "attnorm/distributed/heartbeat.py",
@@ -110,7 +112,7 @@ def test_the_list_is_complete() -> None:
     """Imports of names that begin with an underscore, and of modules that do, from elsewhere."""
     pattern = re.compile(
         r"^\s*from (?P<module>(?:torch|timm|hydra|omegaconf|nvidia)[\w.]*) import (?P<names>.+)$"
-        r"|(?P<use>\b(?:torch|nn|dist|timm)(?:\.\w+)*\._[a-z]\w+)",
+        r"|(?P<use>\b(?:torch|nn|dist|timm|threading|atexit)(?:\.\w+)*\._[a-z]\w+)",
         re.MULTILINE,
     )
     names = [name for _, name, _ in ATTRIBUTES + OPERATORS]
