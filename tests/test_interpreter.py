@@ -109,8 +109,10 @@ def test_imports_of_a_command_are_out_of_the_collectors_sight() -> None:
 
 def test_the_collector_goes_on_only_if_it_was_on() -> None:
     assert gc.isenabled()
-    with pytest.raises(KeyError), without_collector():
+    with without_collector():
         assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(KeyError), without_collector():
         raise KeyError
     assert gc.isenabled()
     gc.disable()
