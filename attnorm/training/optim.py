@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.sgd import sgd as functional_sgd
 
 from attnorm.config import Config, OptimConfig, SGDConfig, TimmOptimConfig, locate
 from attnorm.errors import UserError
@@ -86,7 +87,7 @@ def sgd(
     settings: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
     if implementation == "apex":
         return _apex_optimizers().FusedSGD(groups, **settings)  # type: ignore[no-any-return]
-    optimizer = torch.optim.SGD(groups, **settings, fused=True)
+    optimizer = FusedSGD(groups, **settings, fused=True)
     if momentum > 0:
         # Fused SGD would begin with uninitialized memory, and keep it where the loss scaler skips
         # the first step (torch 2.11 to 2.15). With zeros the first step is the same: 0 + gradient.
@@ -94,6 +95,75 @@ def sgd(
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+class FusedSGD(torch.optim.SGD):
+    """torch's fused SGD, as fast and as right for weights in channels_last on a CPU.
+
+    torch's operator walks along the memory of parameter, gradient and momentum. Where one of them
+    lies otherwise, as momentum can that another layout has saved, it pairs what does not belong
+    together, and says nothing; and of each gradient that is not contiguous it first makes a copy
+    that it does not use, half of its time in ResNet-50 (torch 2.15). Here what is not contiguous
+    is handed over as the dense row of numbers that it is. GPUs have torch's step.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """As :meth:`torch.optim.SGD.step`."""
+        if any(not parameter.is_cpu for parameter in self.param_groups[0]["params"]):
+            torchs: float | None = super().step(closure)
+            return torchs
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters: list[Tensor] = []
+            gradients: list[Tensor] = []
+            momenta: list[Tensor | None] = []
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                layout = _layout(parameter)
+                parameters.append(_row(parameter, layout))
+                gradients.append(_row(parameter.grad, layout))
+                if group["momentum"] != 0:
+                    state = self.state[parameter]
+                    if layout is not None:
+                        buffer = state["momentum_buffer"].contiguous(memory_format=layout)
+                        state["momentum_buffer"] = buffer
+                    momenta.append(_row(state["momentum_buffer"], layout))
+            functional_sgd(
+                parameters,
+                gradients,
+                momenta,
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=group["dampening"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+                fused=True,
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
+            )
+        return loss
+
+
+def _layout(parameter: Tensor) -> torch.memory_format | None:
+    """How its numbers lie; None for neither."""
+    if parameter.is_contiguous():
+        return torch.contiguous_format
+    last = parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else None
+
+
+def _row(tensor: Tensor, layout: torch.memory_format | None) -> Tensor:
+    """Its numbers as they lie in memory in that layout: a view, if it has the layout."""
+    if layout is None:
+        return tensor
+    laid_out = tensor.contiguous(memory_format=layout)
+    return laid_out.permute(0, 2, 3, 1).view(-1) if layout is torch.channels_last else laid_out
 
 
 def from_timm(

@@ -201,3 +201,52 @@ def test_an_optimizer_that_timm_does_not_have_is_refused_with_what_is_close() ->
     config = compose_config("optim=timm", "optim.timm_name=adamq")
     with pytest.raises(UserError, match=r"optim\.timm_name=adamq .*adam"):
         optim.check_optimizer(config.optim, torch.device("cpu"))
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+SHAPES = ((8, 6, 3, 3), (8, 6, 1, 1), (8, 1, 3, 3), (8, 6), (8,))
+
+
+def _laid_out(tensor: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+    return tensor.contiguous(memory_format=layout) if tensor.dim() == 4 else tensor
+
+
+@pytest.mark.parametrize("layouts", list(itertools.product(LAYOUTS, repeat=3)), ids=str)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_is_the_same_wherever_weights_gradients_and_momenta_lie(
+    layouts: tuple[torch.memory_format, ...], momentum: float
+) -> None:
+    """torch's operator goes by memory: other layouts than the weights' would be paired wrongly."""
+    torch.manual_seed(0)
+    of_weights, of_gradients, of_momenta = layouts
+    start = [torch.randn(shape) for shape in SHAPES]
+    expected = [nn.Parameter(weight.clone()) for weight in start]
+    weights = [nn.Parameter(_laid_out(weight, of_weights).clone()) for weight in start]
+    plain = torch.optim.SGD(
+        expected, lr=0.1, momentum=momentum, nesterov=momentum > 0, weight_decay=0.1, fused=False
+    )
+    settings = {"lr": 0.1, "momentum": momentum, "nesterov": momentum > 0}
+    own = optim.sgd([{"params": weights, "weight_decay": 0.1}], **settings, implementation="torch")
+    for _ in range(3):
+        for one, other in zip(expected, weights, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = _laid_out(one.grad, of_gradients).clone()
+            state = own.state[other]
+            if momentum:
+                state["momentum_buffer"] = _laid_out(state["momentum_buffer"], of_momenta)
+        plain.step()
+        own.step()
+    for one, other in zip(expected, weights, strict=True):
+        torch.testing.assert_close(other, one)
+        assert other.dim() < 4 or other.is_contiguous(memory_format=of_weights)
+
+
+def test_a_step_of_weights_in_channels_last_copies_nothing() -> None:
+    weight = nn.Parameter(torch.randn(8, 6, 3, 3).contiguous(memory_format=torch.channels_last))
+    weight.grad = torch.ones_like(weight)
+    own = optim.sgd([{"params": [weight]}], 0.1, 0.9, nesterov=True, implementation="torch")
+    with torch.profiler.profile() as profile:
+        own.step()
+    names = {event.name for event in profile.events()}
+    assert "aten::_fused_sgd_" in names
+    assert not names & {"aten::copy_", "aten::clone"}
