@@ -28,9 +28,9 @@ COMMANDS = {
 }
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: that of the command, or 2 if there is no such command."""
-    return _command(arguments)()
+    return _command(sys.argv[1:] if arguments is None else arguments)()
 
 
 def run(*arguments: str) -> NoReturn:

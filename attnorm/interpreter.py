@@ -12,8 +12,9 @@ import gc
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 
@@ -33,7 +34,8 @@ def execute(command: Callable[[], int]) -> NoReturn:
     """The rest of this process: the command, and an end with its status.
 
     What has been imported is out of the garbage collector's sight, which makes its every round
-    short, and is not taken apart at the end. Where the command fails, Python ends the process.
+    short, and is not taken apart at the end. Where the command fails, or where somebody else has
+    called it (a profiler, a debugger) and has something to do afterwards, Python ends the process.
     """
     gc.freeze()
     try:
@@ -46,19 +48,25 @@ def execute(command: Callable[[], int]) -> NoReturn:
     except BaseException:
         gc.unfreeze()
         raise
-    _leave(status)
+    if _is_called_by_python_alone():
+        _leave(status)
+    gc.unfreeze()
+    sys.exit(status)
 
 
-def _leave(status: int) -> NoReturn:
+def _is_called_by_python_alone() -> bool:
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_stack(None))
+    ours = __name__.partition(".")[0]
+    return all(name.partition(".")[0] in ("__main__", "runpy", ours) for name in modules)
+
+
+def _leave(status: int) -> None:
     """As Python itself ends: after its threads, what is registered with :mod:`atexit`, and its
-    output. Where that cannot be written (a pipe that nobody reads), Python says so as always."""
+    output. Returns where that cannot be written (a pipe that nobody reads): Python says so."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    try:
+    with suppress(OSError, ValueError):
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-    except (OSError, ValueError):
-        gc.unfreeze()
-        sys.exit(status)
-    os._exit(status)
+        os._exit(status)

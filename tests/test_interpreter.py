@@ -93,6 +93,18 @@ def test_output_that_nobody_reads_is_said() -> None:
     assert process.wait() == 120, "what Python ends with then"
 
 
+def test_a_profiler_around_a_command_says_what_it_has_seen() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cProfile", "-m", "attnorm", "--version"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "function calls" in done.stdout
+    assert done.stderr == ""
+
+
 def test_imports_of_a_command_are_out_of_the_collectors_sight() -> None:
     status, out, _ = finish("""
         import gc, timm
