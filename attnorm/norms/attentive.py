@@ -141,11 +141,9 @@ class AttentiveNorm2d(Normalization):
             raise ValueError(f"expected 4D input (got {x.dim()}D input)")
         if self.backbone == "bn" and self._uses_batch_statistics() and not self.group_name:
             _check_several_values(x)
-        batches = self.num_batches_tracked if self.training else None
-        if batches is not None:
-            batches.add_(1)
         if self.backbone == "bn" and self.attention_name == "sigmoid" and not _exporting():
             return self._fused_forward(x)
+        self._count_batch()
         with torch.autocast(x.device.type, enabled=False):
             y = self._reference_forward(x)
         return activated_(y, ACTIVATIONS[self.activation])
@@ -157,6 +155,11 @@ class AttentiveNorm2d(Normalization):
             f"separate_attention={self.separate_attention}, eps={self.eps}, "
             f"momentum={self.momentum}, activation={self.activation}"
         )
+
+    def _count_batch(self) -> None:
+        batches = self.num_batches_tracked if self.training else None
+        if batches is not None:
+            batches.add_(1)
 
     def _uses_batch_statistics(self) -> bool:
         return self.training or self.running_mean is None
@@ -172,11 +175,13 @@ class AttentiveNorm2d(Normalization):
             moved = mean, var
         if of_batch and not self.group_name:
             options = {"momentum": self.momentum, "eps": self.eps}
+            batches = self.num_batches_tracked if self.training else None
             done = training_step(
-                x, parameters, moved, activation=ACTIVATIONS[self.activation], **options
+                x, parameters, moved, batches, activation=ACTIVATIONS[self.activation], **options
             )
             if done is not None:
                 return done
+        self._count_batch()
         y, *newest = attentive_batch_norm(
             x,
             *parameters,
@@ -230,5 +235,7 @@ def _check_several_values(x: Tensor) -> None:
 
 def _exporting() -> bool:
     """Formats that hold standard operators only."""
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
-    return tracing or torch.onnx.is_in_onnx_export()
+    if torch.jit.is_tracing():  # type: ignore[no-untyped-call, attr-defined]
+        return True
+    # The second costs an import statement, which is long for a small layer.
+    return torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()

@@ -60,12 +60,11 @@ def batch_training_step(norm: nn.BatchNorm2d, x: Tensor, activation: int) -> Ten
         return None
     parameters, running = (norm.weight, norm.bias), (norm.running_mean, norm.running_var)
     passes = fused.native_passes_for(x, (*parameters, *running))
-    if passes is None or x.numel() == x.shape[1]:
+    batches = norm.num_batches_tracked
+    if passes is None or x.numel() == x.shape[1] or not fused.can_count(batches):
         return None
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
     y: Tensor = _BatchTrainingStep.apply(  # type: ignore[no-untyped-call]
-        x, *parameters, passes, running, norm.momentum, norm.eps, activation
+        x, *parameters, passes, running, batches, norm.momentum, norm.eps, activation
     )
     return y
 
@@ -79,12 +78,15 @@ class _BatchTrainingStep(torch.autograd.Function):
         bias: Tensor,
         passes: native.NativePasses,
         running: tuple[Tensor, Tensor],
+        batches: Tensor | None,
         momentum: float,
         eps: float,
         activation: int,
     ) -> Tensor:
         x = fused.dense(x)
-        y, small = passes.batch_forward(x, (weight, bias), running, momentum, eps, activation)
+        y, small = passes.batch_forward(
+            x, (weight, bias), running, batches, momentum, eps, activation
+        )
         ctx.save_for_backward(x, weight, bias, small)
         ctx.passes, ctx.eps, ctx.activation = passes, eps, activation
         return y
@@ -93,7 +95,7 @@ class _BatchTrainingStep(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         x, weight, bias, small = ctx.saved_tensors
-        nothing = (None,) * 5
+        nothing = (None,) * 6
         if torch.is_grad_enabled():  # create_graph=True
             y = functional.batch_norm(x, None, None, weight, bias, training=True, eps=ctx.eps)
             y = activated_(y, ctx.activation)

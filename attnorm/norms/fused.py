@@ -327,17 +327,27 @@ def passes_for(x: Tensor) -> Passes:
     return _PLAIN
 
 
+_FLOAT32 = torch.float32
+
+
 def native_passes_for(x: Tensor, tensors: Iterable[Tensor | None]) -> native.NativePasses | None:
     """The passes in C, if they are x's now and can read these: float32, contiguous, on a CPU."""
-    passes = passes_for(x) if runs_now(x) else None
-    if not isinstance(passes, native.NativePasses):
+    if KERNELS or not x.is_cpu or not runs_now(x) or x.numel() == 0:
+        return None
+    dtype = x.dtype
+    if dtype is not _FLOAT32 and dtype is not torch.bfloat16:
         return None
     for tensor in tensors:
-        if tensor is None or tensor.dtype != torch.float32:
+        if tensor is None or tensor.dtype is not _FLOAT32:
             return None
         if not tensor.is_contiguous() or not tensor.is_cpu:
             return None
-    return passes
+    return native.load(dtype)
+
+
+def can_count(batches: Tensor | None) -> bool:
+    """Whether the passes in C can count in it; there may be nothing to count in."""
+    return batches is None or (batches.dtype is torch.int64 and batches.is_cpu)
 
 
 @cache

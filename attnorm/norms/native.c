@@ -54,6 +54,9 @@ static inline idx pixel_bands(idx n, idx p, int threads) {
   } else if ((rest) >= 16) {             \
     body(16);                            \
     position += 16;                      \
+  } else if ((rest) >= 8) {              \
+    body(8);                             \
+    position += 8;                       \
   } else {                               \
     body(1);                             \
     position += 1;                       \
@@ -211,43 +214,50 @@ static inline void row_moments(const element *row, idx size, float *mean, float 
 }
 
 /* Blocks of pixels, each centred on its own mean, are merged as Chan et al. merge samples. */
-static void column_moments(const element *x, idx stride, idx width, idx size, float *restrict mean,
-                           float *restrict var) {
-  float sum[CHANNEL_BLOCK], squares[CHANNEL_BLOCK];
-  for (idx from = 0; from < width; from += CHANNEL_BLOCK) {
-    const idx w = least(CHANNEL_BLOCK, width - from);
-    float *restrict m = mean + from, *restrict v = var + from;
-    for (idx begin = 0; begin < size; begin += PIXEL_BLOCK) {
-      const idx count = least(PIXEL_BLOCK, size - begin);
-      const element *rows = x + begin * stride + from;
-      for (idx c = 0; c < w; c++) sum[c] = squares[c] = 0;
-      for (idx p = 0; p < count; p++) {
-        const element *row = rows + p * stride;
+INLINE void block_moments(const element *x, idx stride, idx size, float *restrict mean,
+                          float *restrict var, const int width) {
+  float m[CHANNEL_BLOCK], v[CHANNEL_BLOCK];
+  for (idx begin = 0; begin < size; begin += PIXEL_BLOCK) {
+    const idx count = least(PIXEL_BLOCK, size - begin);
+    const element *rows = x + begin * stride;
+    float sum[CHANNEL_BLOCK], squares[CHANNEL_BLOCK];
+    for (int k = 0; k < width; k++) sum[k] = squares[k] = 0;
+    for (idx p = 0; p < count; p++) {
+      const element *restrict row = rows + p * stride;
+      foresee(row + AHEAD * stride, width);
 #pragma omp simd
-        for (idx c = 0; c < w; c++) sum[c] += get(row[c]);
-      }
-      for (idx c = 0; c < w; c++) sum[c] /= (float)count;
-      for (idx p = 0; p < count; p++) {
-        const element *row = rows + p * stride;
+      for (int k = 0; k < width; k++) sum[k] += get(row[k]);
+    }
+    for (int k = 0; k < width; k++) sum[k] /= (float)count;
+    for (idx p = 0; p < count; p++) {
+      const element *restrict row = rows + p * stride;
 #pragma omp simd
-        for (idx c = 0; c < w; c++) {
-          const float d = get(row[c]) - sum[c];
-          squares[c] += d * d;
-        }
-      }
-      if (begin == 0) {
-        for (idx c = 0; c < w; c++) m[c] = sum[c], v[c] = squares[c];
-        continue;
-      }
-      const float share = (float)count / (float)(begin + count);
-#pragma omp simd
-      for (idx c = 0; c < w; c++) {
-        const float d = sum[c] - m[c];
-        m[c] += d * share;
-        v[c] += squares[c] + d * d * share * (float)begin;
+      for (int k = 0; k < width; k++) {
+        const float d = get(row[k]) - sum[k];
+        squares[k] += d * d;
       }
     }
-    for (idx c = 0; c < w; c++) v[c] /= (float)size;
+    if (begin == 0) {
+      for (int k = 0; k < width; k++) m[k] = sum[k], v[k] = squares[k];
+      continue;
+    }
+    const float share = (float)count / (float)(begin + count);
+    for (int k = 0; k < width; k++) {
+      const float d = sum[k] - m[k];
+      m[k] += d * share;
+      v[k] += squares[k] + d * d * share * (float)begin;
+    }
+  }
+  for (int k = 0; k < width; k++) mean[k] = m[k], var[k] = v[k] / (float)size;
+}
+
+static void column_moments(const element *x, idx stride, idx width, idx size, float *mean,
+                           float *var) {
+  idx k = 0;
+  while (k < width) {
+#define COLUMNS(width) block_moments(x + k, stride, size, mean + k, var + k, width)
+    EACH_WIDTH(COLUMNS, width - k, k)
+#undef COLUMNS
   }
 }
 
@@ -292,6 +302,29 @@ INLINE void apply_columns(const element *x, const float *gain, const float *offs
   }
 }
 
+/* The same, row by row: where a row is longer than a block of channels, memory in its order counts
+ * for more than what stays in registers, as long as there are pixels enough for it. */
+enum { ROW_CHANNELS = 4096, ROW_PIXELS = 32 };
+static inline int by_rows(idx c, idx size) {
+  return c > CHANNEL_BLOCK && c <= ROW_CHANNELS && size >= ROW_PIXELS;
+}
+
+INLINE void apply_rows(const element *x, const float *gain, const float *offset,
+                       const float *centre, const float *rstd, element *y, idx c, idx size,
+                       const int act) {
+  float scale[ROW_CHANNELS];
+  for (idx k = 0; k < c; k++) scale[k] = gain[k] * rstd[k];
+  for (idx j = 0; j < size; j++) {
+    const element *restrict in = x + j * c;
+    element *restrict out = y + j * c;
+#pragma omp simd
+    for (idx k = 0; k < c; k++) {
+      const float value = scale[k] * (get(in[k]) - centre[k]) + offset[k];
+      out[k] = put(limited(value, act));
+    }
+  }
+}
+
 /* Gains and offsets of instances are ``step`` apart: c, or 0 where all instances share them. */
 INLINE void apply_pass(const element *x, const float *gain, const float *offset, idx step,
                        const float *centre, const float *rstd, element *y, idx n, idx c, idx p,
@@ -316,6 +349,12 @@ INLINE void apply_pass(const element *x, const float *gain, const float *offset,
   for (idx task = 0; task < n * bands; task++) {
     const idx i = n - 1 - task / bands, band = task % bands;
     const idx begin = band * p / bands, end = (band + 1) * p / bands;
+    if (by_rows(c, end - begin)) {
+      const idx first = (i * p + begin) * c;
+      apply_rows(x + first, gain + i * step, offset + i * step, centre, rstd, y + first, c,
+                 end - begin, act);
+      continue;
+    }
     idx k = 0;
     while (k < c) {
       const idx pixel = (i * p + begin) * c + k, at = i * step + k;
@@ -449,6 +488,28 @@ INLINE void gradient_columns(const element *dy, const element *x, const float *g
   }
 }
 
+INLINE void gradient_rows(const element *dy, const element *x, const float *gain,
+                          const float *offset, const float *centre, const float *rstd,
+                          const float *dmean, const float *shifts, const float *slopes,
+                          float share, element *dx, idx c, idx size, const int act) {
+  float scale[ROW_CHANNELS], incline[ROW_CHANNELS], constant[ROW_CHANNELS];
+  for (idx k = 0; k < c; k++) {
+    scale[k] = gain[k] * rstd[k];
+    incline[k] = -rstd[k] * rstd[k] * slopes[k];
+    constant[k] = dmean[k] * share - rstd[k] * shifts[k];
+  }
+  for (idx j = 0; j < size; j++) {
+    const element *restrict in = x + j * c, *restrict grad = dy + j * c;
+    element *restrict out = dx + j * c;
+#pragma omp simd
+    for (idx k = 0; k < c; k++) {
+      const float from_centre = get(in[k]) - centre[k];
+      const float g = uncut(get(grad[k]), scale[k] * from_centre + offset[k], act);
+      out[k] = put(scale[k] * g + (incline[k] * from_centre + constant[k]));
+    }
+  }
+}
+
 INLINE void gradient_pass(const element *dy, const element *x, const float *gain, const float *offset,
                           idx step, const float *centre, const float *rstd, const float *dmean,
                           const float *folded, element *dx, idx n, idx c, idx p,
@@ -477,6 +538,12 @@ INLINE void gradient_pass(const element *dy, const element *x, const float *gain
   for (idx task = 0; task < n * bands; task++) {
     const idx i = n - 1 - task / bands, band = task % bands;
     const idx begin = band * p / bands, end = (band + 1) * p / bands;
+    if (by_rows(c, end - begin)) {
+      const idx first = (i * p + begin) * c;
+      gradient_rows(dy + first, x + first, gain + i * step, offset + i * step, centre, rstd,
+                    dmean + i * step, folded, slopes, share, dx + first, c, end - begin, act);
+      continue;
+    }
     idx k = 0;
     while (k < c) {
       const idx pixel = (i * p + begin) * c + k, at = i * step + k;
@@ -658,12 +725,13 @@ void attnorm_collect(const element *dy, const element *x, const float *lambda, c
 }
 
 /* A layer's whole training step, in two calls. small, which is kept in between: lambda, centre, rstd.
- * running_mean and running_var may be 0. scratch: 4 x N x C, C. */
+ * running_mean, running_var and batches may be 0. scratch: 4 x N x C, C. */
 void attnorm_train_forward(const element *x, const float *gamma, const float *beta,
                            const float *weight, const float *bias, float *small, float *scratch,
-                           float *running_mean, float *running_var, element *y, idx n, idx c, idx p,
-                           idx k, idx rows, int channels_last, int act, int threads, float eps,
-                           float momentum) {
+                           float *running_mean, float *running_var, long long *batches, element *y,
+                           idx n, idx c, idx p, idx k, idx rows, int channels_last, int act,
+                           int threads, float eps, float momentum) {
+  if (batches) ++*batches;
   float *centre = small + n * rows, *rstd = centre + c;
   float *affine = scratch, *moments = affine + 2 * n * c, *unbiased = moments + 2 * n * c;
   attnorm_prepare(x, gamma, beta, weight, bias, small, affine, centre, unbiased, rstd, moments, n, c,
@@ -697,12 +765,13 @@ static void regroup(idx *n, idx *p, int channels_last) {
     while (*n % 2 == 0 && *n > 8 && *p < PIXEL_BLOCK) *n /= 2, *p *= 2;
 }
 
-/* A training step of batch normalization, by the same passes. small: centre, rstd. scratch: 2 x N x C,
- * C. */
+/* A training step of batch normalization, by the same passes. small: centre, rstd. batches may be 0.
+ * scratch: 2 x N x C, C. */
 void attnorm_batch_forward(const element *x, const float *gamma, const float *beta, float *small,
-                           float *scratch, float *running_mean, float *running_var, element *y, idx n,
-                           idx c, idx p, int channels_last, int act, int threads, float eps,
-                           float momentum) {
+                           float *scratch, float *running_mean, float *running_var,
+                           long long *batches, element *y, idx n, idx c, idx p, int channels_last,
+                           int act, int threads, float eps, float momentum) {
+  if (batches) ++*batches;
   regroup(&n, &p, channels_last);
   float *centre = small, *rstd = centre + c;
   float *mean = scratch, *var = mean + n * c, *unbiased = var + n * c;

@@ -36,9 +36,9 @@ _SIGNATURES = {
     "attnorm_apply": (5, 3, 3, 0),
     "attnorm_collect": (16, 5, 3, 0),
     "attnorm_gradient": (8, 3, 3, 0),
-    "attnorm_train_forward": (10, 5, 3, 2),
+    "attnorm_train_forward": (11, 5, 3, 2),
     "attnorm_train_backward": (12, 5, 3, 0),
-    "attnorm_batch_forward": (8, 3, 3, 2),
+    "attnorm_batch_forward": (9, 3, 3, 2),
     "attnorm_batch_backward": (9, 3, 3, 0),
 }
 
@@ -150,6 +150,7 @@ class NativePasses:
         x: Tensor,
         parameters: tuple[Tensor, Tensor, Tensor, Tensor],
         running: tuple[Tensor, Tensor] | None,
+        batches: Tensor | None,
         momentum: float,
         eps: float,
         activation: int,
@@ -160,6 +161,7 @@ class NativePasses:
             x: dense.
             parameters: γ, β, and weight and bias of the head; float32, contiguous.
             running: mean and variance, float32, contiguous; they are moved.
+            batches: how many there were, int64; one more now.
         """
         n, c, h, w = x.shape
         rows = parameters[3].shape[0]
@@ -168,6 +170,7 @@ class NativePasses:
         self._library.attnorm_train_forward(
             *_pointers(x, *parameters, small, scratch),
             *(_pointers(*running) if running else (None, None)),
+            None if batches is None else batches.data_ptr(),
             y.data_ptr(),
             *(n, c, h * w, parameters[0].shape[0], rows),
             *_switches(x, activation),
@@ -210,6 +213,7 @@ class NativePasses:
         x: Tensor,
         parameters: tuple[Tensor, Tensor],
         running: tuple[Tensor, Tensor],
+        batches: Tensor | None,
         momentum: float,
         eps: float,
         activation: int,
@@ -220,12 +224,15 @@ class NativePasses:
             x: dense.
             parameters: γ and β (C); float32, contiguous.
             running: mean and variance, float32, contiguous; they are moved.
+            batches: how many there were, int64; one more now.
         """
         n, c, pixels = _sizes(x)
         small, scratch = _floats(2 * c), _floats(2 * n * c + c)
         y = torch.empty_like(x)
         self._library.attnorm_batch_forward(
-            *_pointers(x, *parameters, small, scratch, *running, y),
+            *_pointers(x, *parameters, small, scratch, *running),
+            None if batches is None else batches.data_ptr(),
+            y.data_ptr(),
             *(n, c, pixels),
             *_switches(x, activation),
             eps,

@@ -21,6 +21,7 @@ def training_step(
     x: Tensor,
     parameters: Parameters,
     running: tuple[Tensor, Tensor] | None,
+    batches: Tensor | None,
     *,
     momentum: float,
     eps: float,
@@ -32,11 +33,14 @@ def training_step(
         x: (N, C, H, W).
         parameters: γ and β (K, C), the head's weight (R, C) and bias (R), whose shapes fit.
         running: mean and variance (C), which move by ``momentum``; None to leave them.
+        batches: how many there were; one more afterwards.
     """
     passes = fused.native_passes_for(x, (*parameters, *(running or ())))
-    if passes is None or x.shape[1] != parameters[0].shape[1]:
+    if passes is None or x.shape[1] != parameters[0].shape[1] or not fused.can_count(batches):
         return None
-    y: Tensor = _TrainingStep.apply(x, *parameters, passes, running, momentum, eps, activation)  # type: ignore[no-untyped-call]
+    y: Tensor = _TrainingStep.apply(  # type: ignore[no-untyped-call]
+        x, *parameters, passes, running, batches, momentum, eps, activation
+    )
     return y
 
 
@@ -51,13 +55,14 @@ class _TrainingStep(torch.autograd.Function):
         head_bias: Tensor,
         passes: native.NativePasses,
         running: tuple[Tensor, Tensor] | None,
+        batches: Tensor | None,
         momentum: float,
         eps: float,
         activation: int,
     ) -> Tensor:
         x = fused.dense(x)
         parameters = (weight, bias, head_weight, head_bias)
-        y, small = passes.train_forward(x, parameters, running, momentum, eps, activation)
+        y, small = passes.train_forward(x, parameters, running, batches, momentum, eps, activation)
         ctx.save_for_backward(x, *parameters, small)
         ctx.passes, ctx.eps, ctx.activation = passes, eps, activation
         ctx.batch_statistics, ctx.group = True, ""
@@ -67,7 +72,7 @@ class _TrainingStep(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         x, *parameters, small = ctx.saved_tensors
-        nothing = (None,) * 5
+        nothing = (None,) * 6
         if torch.is_grad_enabled():  # create_graph=True
             inputs = (x, *parameters)
             found = fused.differentiable_gradients(ctx, dy, inputs, small, small)

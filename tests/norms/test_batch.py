@@ -14,7 +14,14 @@ from attnorm.norms.batch import BatchNorm2d
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 FOLLOWERS = {None: nn.Identity, "relu": nn.ReLU, "relu6": nn.ReLU6}
 # Instances that are taken together, that are not, a channel too many for a block, and one pixel.
-SHAPES = [(8, 70, 7, 7), (3, 16, 9, 5), (1, 130, 4, 4), (64, 40, 2, 2), (16, 24, 1, 1)]
+SHAPES = [
+    (8, 70, 7, 7),
+    (2, 4100, 6, 6),
+    (3, 16, 9, 5),
+    (1, 130, 4, 4),
+    (64, 40, 2, 2),
+    (16, 24, 1, 1),
+]
 
 
 def layers(channels: int, activation: str | None) -> tuple[BatchNorm2d, nn.Module]:

@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnorm.norms import AttentiveNorm2d, attentive, fused, native
+from attnorm.norms.batch import BatchNorm2d
 from attnorm.norms.passes import Activation
 from attnorm.norms.training_step import training_step
 
@@ -83,7 +84,8 @@ def test_what_it_cannot_do_is_left_to_the_operator(monkeypatch: pytest.MonkeyPat
     options = {"momentum": 0.1, "eps": 1e-5, "activation": Activation.NONE}
 
     def done(x: Tensor, parameters: tuple[Tensor, ...]) -> bool:
-        return training_step(x, parameters, None, **options) is not None  # type: ignore[arg-type]
+        found = training_step(x, parameters, None, None, **options)  # type: ignore[arg-type]
+        return found is not None
 
     x = torch.randn(2, 8, 3, 3)
     assert done(x, parameters)
@@ -96,6 +98,24 @@ def test_what_it_cannot_do_is_left_to_the_operator(monkeypatch: pytest.MonkeyPat
         layer(x[:, :4])
     monkeypatch.setattr(fused, "KERNELS", "plain")
     assert not done(x, parameters)
+
+
+@pytest.mark.parametrize("kernels", ["", "plain"])
+@pytest.mark.parametrize("kind", [AttentiveNorm2d, BatchNorm2d])
+def test_every_batch_of_training_is_counted_once(
+    kind: type[nn.Module], kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "KERNELS", kernels)
+    layer = kind(8, 3) if kind is AttentiveNorm2d else kind(8)
+    x = torch.randn(2, 8, 3, 3)
+    for _ in range(3):
+        layer(x)
+    assert layer.num_batches_tracked == 3
+    layer.eval()(x)
+    assert layer.num_batches_tracked == 3
+    layer.train().num_batches_tracked = torch.tensor(3, dtype=torch.int32)
+    layer(x)
+    assert layer.num_batches_tracked == 4, "what the passes in C cannot count in"
 
 
 def test_a_strided_view_is_copied_once_and_has_its_gradient() -> None:
