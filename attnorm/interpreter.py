@@ -1,8 +1,8 @@
 """What Python does by itself around a command, and what of it can be left out.
 
-torch and timm bring about a million objects that live as long as the process. The garbage collector
-looks through them while they are imported, a quarter of that time; at the end they are taken apart
-one by one, for one to two seconds in which nobody gets anything.
+torch, timm and Hydra bring four hundred thousand objects that live as long as the process. The
+garbage collector looks through them while they are imported, a quarter of that time; at the end
+they are taken apart one by one, for one to two seconds in which nobody gets anything.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ def batch_training_step(norm: nn.BatchNorm2d, x: Tensor, activation: int) -> Ten
     batches = norm.num_batches_tracked
     if passes is None or x.numel() == x.shape[1] or not fused.can_count(batches):
         return None
-    y: Tensor = _BatchTrainingStep.apply(  # type: ignore[no-untyped-call]
-        x, *parameters, passes, running, batches, norm.momentum, norm.eps, activation
-    )
+    # In one, since autograd looks at every argument.
+    options = native.StepOptions(running, batches, norm.momentum, norm.eps, activation)  # type: ignore[arg-type]
+    y: Tensor = _BatchTrainingStep.apply(x, *parameters, passes, options)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -77,31 +77,24 @@ class _BatchTrainingStep(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         passes: native.NativePasses,
-        running: tuple[Tensor, Tensor],
-        batches: Tensor | None,
-        momentum: float,
-        eps: float,
-        activation: int,
+        options: native.StepOptions,
     ) -> Tensor:
         x = fused.dense(x)
-        y, small = passes.batch_forward(
-            x, (weight, bias), running, batches, momentum, eps, activation
-        )
+        y, small = passes.batch_forward(x, (weight, bias), options)
         ctx.save_for_backward(x, weight, bias, small)
-        ctx.passes, ctx.eps, ctx.activation = passes, eps, activation
+        ctx.passes, ctx.eps, ctx.activation = passes, options.eps, options.activation
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         x, weight, bias, small = ctx.saved_tensors
-        nothing = (None,) * 6
         if torch.is_grad_enabled():  # create_graph=True
             y = functional.batch_norm(x, None, None, weight, bias, training=True, eps=ctx.eps)
             y = activated_(y, ctx.activation)
-            return (*fused.wanted_gradients(ctx, y, (x, weight, bias), dy), *nothing)
+            return (*fused.wanted_gradients(ctx, y, (x, weight, bias), dy), None, None)
         dy, needs_dx = fused.laid_out_like(dy, x), ctx.needs_input_grad[0]
         gradients = ctx.passes.batch_backward(
             dy, x, (weight, bias), small, ctx.activation, needs_dx
         )
-        return (*gradients, *nothing)
+        return (*gradients, None, None)

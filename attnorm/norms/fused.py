@@ -327,18 +327,15 @@ def passes_for(x: Tensor) -> Passes:
     return _PLAIN
 
 
-_FLOAT32 = torch.float32
-
-
 def native_passes_for(x: Tensor, tensors: Iterable[Tensor | None]) -> native.NativePasses | None:
     """The passes in C, if they are x's now and can read these: float32, contiguous, on a CPU."""
     if KERNELS or not x.is_cpu or not runs_now(x) or x.numel() == 0:
         return None
     dtype = x.dtype
-    if dtype is not _FLOAT32 and dtype is not torch.bfloat16:
+    if dtype is not torch.float32 and dtype is not torch.bfloat16:
         return None
     for tensor in tensors:
-        if tensor is None or tensor.dtype is not _FLOAT32:
+        if tensor is None or tensor.dtype is not torch.float32:
             return None
         if not tensor.is_contiguous() or not tensor.is_cpu:
             return None

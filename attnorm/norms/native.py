@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,24 @@ _SIGNATURES = {
     "attnorm_batch_forward": (9, 3, 3, 2),
     "attnorm_batch_backward": (9, 3, 3, 0),
 }
+
+
+class StepOptions(NamedTuple):
+    """What a training step is told besides tensors that have a gradient.
+
+    Attributes:
+        running: mean and variance (C), float32, contiguous, which move; None to leave them.
+        batches: how many there were, int64; one more after forward.
+        momentum: by how much the running ones move.
+        eps: added to the variance.
+        activation: of :class:`~attnorm.norms.passes.Activation`.
+    """
+
+    running: tuple[Tensor, Tensor] | None
+    batches: Tensor | None
+    momentum: float
+    eps: float
+    activation: int
 
 
 class NativePasses:
@@ -149,19 +167,13 @@ class NativePasses:
         self,
         x: Tensor,
         parameters: tuple[Tensor, Tensor, Tensor, Tensor],
-        running: tuple[Tensor, Tensor] | None,
-        batches: Tensor | None,
-        momentum: float,
-        eps: float,
-        activation: int,
+        options: StepOptions,
     ) -> tuple[Tensor, Tensor]:
         """y, and what :meth:`train_backward` takes: λ, centre and rstd in one tensor.
 
         Args:
             x: dense.
             parameters: γ, β, and weight and bias of the head; float32, contiguous.
-            running: mean and variance, float32, contiguous; they are moved.
-            batches: how many there were, int64; one more now.
         """
         n, c, h, w = x.shape
         rows = parameters[3].shape[0]
@@ -169,13 +181,12 @@ class NativePasses:
         y = torch.empty_like(x)
         self._library.attnorm_train_forward(
             *_pointers(x, *parameters, small, scratch),
-            *(_pointers(*running) if running else (None, None)),
-            None if batches is None else batches.data_ptr(),
+            *_moved(options),
             y.data_ptr(),
             *(n, c, h * w, parameters[0].shape[0], rows),
-            *_switches(x, activation),
-            eps,
-            momentum,
+            *_switches(x, options.activation),
+            options.eps,
+            options.momentum,
         )
         return y, small
 
@@ -212,31 +223,25 @@ class NativePasses:
         self,
         x: Tensor,
         parameters: tuple[Tensor, Tensor],
-        running: tuple[Tensor, Tensor],
-        batches: Tensor | None,
-        momentum: float,
-        eps: float,
-        activation: int,
+        options: StepOptions,
     ) -> tuple[Tensor, Tensor]:
         """y of batch normalization, and what :meth:`batch_backward` takes: centre and rstd.
 
         Args:
             x: dense.
             parameters: γ and β (C); float32, contiguous.
-            running: mean and variance, float32, contiguous; they are moved.
-            batches: how many there were, int64; one more now.
         """
         n, c, pixels = _sizes(x)
         small, scratch = _floats(2 * c), _floats(2 * n * c + c)
         y = torch.empty_like(x)
         self._library.attnorm_batch_forward(
-            *_pointers(x, *parameters, small, scratch, *running),
-            None if batches is None else batches.data_ptr(),
+            *_pointers(x, *parameters, small, scratch),
+            *_moved(options),
             y.data_ptr(),
             *(n, c, pixels),
-            *_switches(x, activation),
-            eps,
-            momentum,
+            *_switches(x, options.activation),
+            options.eps,
+            options.momentum,
         )
         return y, small
 
@@ -272,6 +277,12 @@ def _floats(*sizes: int) -> Tensor:
 
 def _pointers(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
+
+
+def _moved(options: StepOptions) -> list[int | None]:
+    """Pointers to the running statistics and the number of batches."""
+    tensors = (*(options.running or (None, None)), options.batches)
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def _switches(x: Tensor, activation: int) -> tuple[bool, int, int]:

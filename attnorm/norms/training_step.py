@@ -38,9 +38,9 @@ def training_step(
     passes = fused.native_passes_for(x, (*parameters, *(running or ())))
     if passes is None or x.shape[1] != parameters[0].shape[1] or not fused.can_count(batches):
         return None
-    y: Tensor = _TrainingStep.apply(  # type: ignore[no-untyped-call]
-        x, *parameters, passes, running, batches, momentum, eps, activation
-    )
+    # In one, since autograd looks at every argument.
+    options = native.StepOptions(running, batches, momentum, eps, activation)
+    y: Tensor = _TrainingStep.apply(x, *parameters, passes, options)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -54,17 +54,13 @@ class _TrainingStep(torch.autograd.Function):
         head_weight: Tensor,
         head_bias: Tensor,
         passes: native.NativePasses,
-        running: tuple[Tensor, Tensor] | None,
-        batches: Tensor | None,
-        momentum: float,
-        eps: float,
-        activation: int,
+        options: native.StepOptions,
     ) -> Tensor:
         x = fused.dense(x)
         parameters = (weight, bias, head_weight, head_bias)
-        y, small = passes.train_forward(x, parameters, running, batches, momentum, eps, activation)
+        y, small = passes.train_forward(x, parameters, options)
         ctx.save_for_backward(x, *parameters, small)
-        ctx.passes, ctx.eps, ctx.activation = passes, eps, activation
+        ctx.passes, ctx.eps, ctx.activation = passes, options.eps, options.activation
         ctx.batch_statistics, ctx.group = True, ""
         return y
 
@@ -72,13 +68,12 @@ class _TrainingStep(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         x, *parameters, small = ctx.saved_tensors
-        nothing = (None,) * 6
         if torch.is_grad_enabled():  # create_graph=True
             inputs = (x, *parameters)
             found = fused.differentiable_gradients(ctx, dy, inputs, small, small)
-            return (*found, *nothing)
+            return (*found, None, None)
         dy, needs_dx = fused.laid_out_like(dy, x), ctx.needs_input_grad[0]
         gradients = ctx.passes.train_backward(
             dy, x, tuple(parameters), small, ctx.activation, needs_dx
         )
-        return (*gradients, *nothing)
+        return (*gradients, None, None)
