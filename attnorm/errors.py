@@ -4,8 +4,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_SECONDS_FOR_RANK_0 = 3
 
 
 class UserError(ValueError):
@@ -27,6 +30,9 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except UserError as error:
         _say(f"error: {error}")
+        if not _speaks():
+            # torchrun ends all processes with the first that ends: rank 0 has to speak before.
+            time.sleep(_SECONDS_FOR_RANK_0)
         sys.exit(2)
     except KeyboardInterrupt:
         _say("interrupted")
@@ -40,6 +46,10 @@ def _hear_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _say(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if _speaks():
         sys.stderr.write(f"{line}\n")
