@@ -39,19 +39,13 @@ def execute(command: Callable[[], int]) -> NoReturn:
     """
     gc.freeze()
     try:
-        status = command()
+        sys.exit(command())
     except SystemExit as end:
-        if not isinstance(end.code, int):
-            gc.unfreeze()
-            raise
-        status = end.code
-    except BaseException:
-        gc.unfreeze()
+        if isinstance(end.code, int) and _is_called_by_python_alone():
+            _leave(end.code)
         raise
-    if _is_called_by_python_alone():
-        _leave(status)
-    gc.unfreeze()
-    sys.exit(status)
+    finally:
+        gc.unfreeze()
 
 
 def _is_called_by_python_alone() -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from attnorm.errors import UserError
+from attnorm.norms import native
 from attnorm.norms.base import Normalization
 from attnorm.norms.fused import attentive_batch_norm
 from attnorm.norms.group import largest_group_count
@@ -156,10 +157,14 @@ class AttentiveNorm2d(Normalization):
             f"momentum={self.momentum}, activation={self.activation}"
         )
 
+    def _counter(self) -> Tensor | None:
+        """Of the batches, if this one counts."""
+        return self.num_batches_tracked if self.training else None
+
     def _count_batch(self) -> None:
-        batches = self.num_batches_tracked if self.training else None
-        if batches is not None:
-            batches.add_(1)
+        counter = self._counter()
+        if counter is not None:
+            counter.add_(1)
 
     def _uses_batch_statistics(self) -> bool:
         return self.training or self.running_mean is None
@@ -174,11 +179,10 @@ class AttentiveNorm2d(Normalization):
         if self.training and mean is not None and var is not None:
             moved = mean, var
         if of_batch and not self.group_name:
-            options = {"momentum": self.momentum, "eps": self.eps}
-            batches = self.num_batches_tracked if self.training else None
-            done = training_step(
-                x, parameters, moved, batches, activation=ACTIVATIONS[self.activation], **options
+            options = native.StepOptions(
+                moved, self._counter(), self.momentum, self.eps, ACTIVATIONS[self.activation]
             )
+            done = training_step(x, parameters, options)
             if done is not None:
                 return done
         self._count_batch()

@@ -59,12 +59,16 @@ def batch_training_step(norm: nn.BatchNorm2d, x: Tensor, activation: int) -> Ten
     if norm.momentum is None or x.dim() != 4 or x.shape[1] != norm.num_features:
         return None
     parameters, running = (norm.weight, norm.bias), (norm.running_mean, norm.running_var)
-    passes = fused.native_passes_for(x, (*parameters, *running))
-    batches = norm.num_batches_tracked
-    if passes is None or x.numel() == x.shape[1] or not fused.can_count(batches):
+    options = native.StepOptions(
+        running,  # type: ignore[arg-type]
+        norm.num_batches_tracked,
+        norm.momentum,
+        norm.eps,
+        activation,
+    )
+    passes = fused.native_passes_for(x, parameters, options)
+    if passes is None or x.numel() == x.shape[1]:
         return None
-    # In one, since autograd looks at every argument.
-    options = native.StepOptions(running, batches, norm.momentum, norm.eps, activation)  # type: ignore[arg-type]
     y: Tensor = _BatchTrainingStep.apply(x, *parameters, passes, options)  # type: ignore[no-untyped-call]
     return y
 

@@ -318,33 +318,41 @@ def _check_shapes(
 
 def passes_for(x: Tensor) -> Passes:
     """The fastest passes there are for x. ``ATTNORM_KERNELS=plain|triton`` overrides the choice."""
+    passes = _native(x)
+    if passes is not None:
+        return passes
     if KERNELS == "plain" or x.dtype == torch.float64 or x.numel() == 0:
         return _PLAIN
     if x.is_cuda or KERNELS == "triton":
         return _triton() or _PLAIN
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16):
-        return native.load(x.dtype) or _PLAIN
     return _PLAIN
 
 
-def native_passes_for(x: Tensor, tensors: Iterable[Tensor | None]) -> native.NativePasses | None:
-    """The passes in C, if they are x's now and can read these: float32, contiguous, on a CPU."""
-    if KERNELS or not x.is_cpu or not runs_now(x) or x.numel() == 0:
+def native_passes_for(
+    x: Tensor, parameters: Iterable[Tensor], options: native.StepOptions
+) -> native.NativePasses | None:
+    """The passes in C, if they are x's now and can make a training step with these tensors."""
+    passes = _native(x) if runs_now(x) else None
+    if passes is None:
         return None
-    dtype = x.dtype
-    if dtype is not torch.float32 and dtype is not torch.bfloat16:
-        return None
-    for tensor in tensors:
+    for tensor in (*parameters, *(options.running or ())):
         if tensor is None or tensor.dtype is not torch.float32:
             return None
         if not tensor.is_contiguous() or not tensor.is_cpu:
             return None
+    batches = options.batches
+    if batches is not None and (batches.dtype is not torch.int64 or not batches.is_cpu):
+        return None
+    return passes
+
+
+def _native(x: Tensor) -> native.NativePasses | None:
+    if KERNELS in ("plain", "triton") or not x.is_cpu or x.numel() == 0:
+        return None
+    dtype = x.dtype
+    if dtype is not torch.float32 and dtype is not torch.bfloat16:
+        return None
     return native.load(dtype)
-
-
-def can_count(batches: Tensor | None) -> bool:
-    """Whether the passes in C can count in it; there may be nothing to count in."""
-    return batches is None or (batches.dtype is torch.int64 and batches.is_cpu)
 
 
 @cache

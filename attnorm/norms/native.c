@@ -282,6 +282,12 @@ static void moments_of_all(const element *x, float *mean, float *var, idx n, idx
   }
 }
 
+static inline element affine_of(element x, float centre, float scale, float shift,
+                                const int act) {
+  const float value = scale * (get(x) - centre) + shift;
+  return put(limited(value, act));
+}
+
 /* y = gain * rstd * (x - centre) + offset, and the activation. Instances are taken
  * in the opposite order of the pass before, so its last ones are still in the cache. */
 INLINE void apply_columns(const element *x, const float *gain, const float *offset,
@@ -296,8 +302,7 @@ INLINE void apply_columns(const element *x, const float *gain, const float *offs
     foresee(in + AHEAD * stride, width);
 #pragma omp simd
     for (int k = 0; k < width; k++) {
-      const float value = scale[k] * (get(in[k]) - middle[k]) + shift[k];
-      out[k] = put(limited(value, act));
+      out[k] = affine_of(in[k], middle[k], scale[k], shift[k], act);
     }
   }
 }
@@ -319,8 +324,7 @@ INLINE void apply_rows(const element *x, const float *gain, const float *offset,
     element *restrict out = y + j * c;
 #pragma omp simd
     for (idx k = 0; k < c; k++) {
-      const float value = scale[k] * (get(in[k]) - centre[k]) + offset[k];
-      out[k] = put(limited(value, act));
+      out[k] = affine_of(in[k], centre[k], scale[k], offset[k], act);
     }
   }
 }
@@ -338,8 +342,7 @@ INLINE void apply_pass(const element *x, const float *gain, const float *offset,
       element *restrict out = y + (i * c + k) * p;
 #pragma omp simd
       for (idx j = 0; j < p; j++) {
-        const float value = scale * (get(in[j]) - m) + shift;
-        out[j] = put(limited(value, act));
+        out[j] = affine_of(in[j], m, scale, shift, act);
       }
     }
     return;
@@ -461,6 +464,13 @@ INLINE void reduce_all(const element *dy, const element *x, const float *gain, c
   }
 }
 
+static inline element gradient_of(element dy, element x, float centre, float scale, float shift,
+                                  float slope, float constant, const int act) {
+  const float from_centre = get(x) - centre;
+  const float g = uncut(get(dy), scale * from_centre + shift, act);
+  return put(scale * g + (slope * from_centre + constant));
+}
+
 /* dx = gain * rstd * dy + slope * (x - centre) + shift, where the slope is of a channel and undoes
  * what the batch's variance moves, the shift is of an instance and holds what its mean moves. */
 INLINE void gradient_columns(const element *dy, const element *x, const float *gain,
@@ -481,9 +491,7 @@ INLINE void gradient_columns(const element *dy, const element *x, const float *g
     element *restrict out = dx + j * stride;
 #pragma omp simd
     for (int k = 0; k < width; k++) {
-      const float from_centre = get(in[k]) - middle[k];
-      const float g = uncut(get(grad[k]), scale[k] * from_centre + cut[k], act);
-      out[k] = put(scale[k] * g + (incline[k] * from_centre + constant[k]));
+      out[k] = gradient_of(grad[k], in[k], middle[k], scale[k], cut[k], incline[k], constant[k], act);
     }
   }
 }
@@ -503,9 +511,8 @@ INLINE void gradient_rows(const element *dy, const element *x, const float *gain
     element *restrict out = dx + j * c;
 #pragma omp simd
     for (idx k = 0; k < c; k++) {
-      const float from_centre = get(in[k]) - centre[k];
-      const float g = uncut(get(grad[k]), scale[k] * from_centre + offset[k], act);
-      out[k] = put(scale[k] * g + (incline[k] * from_centre + constant[k]));
+      out[k] = gradient_of(grad[k], in[k], centre[k], scale[k], offset[k], incline[k], constant[k],
+                           act);
     }
   }
 }
@@ -526,9 +533,7 @@ INLINE void gradient_pass(const element *dy, const element *x, const float *gain
       element *restrict out = dx + (i * c + k) * p;
 #pragma omp simd
       for (idx j = 0; j < p; j++) {
-        const float from_centre = get(in[j]) - m;
-        const float g = uncut(get(grad[j]), scale * from_centre + b, act);
-        out[j] = put(scale * g + (e * from_centre + constant));
+        out[j] = gradient_of(grad[j], in[j], m, scale, b, e, constant, act);
       }
     }
     return;

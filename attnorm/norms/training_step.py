@@ -17,29 +17,17 @@ from attnorm.norms import fused, native
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def training_step(
-    x: Tensor,
-    parameters: Parameters,
-    running: tuple[Tensor, Tensor] | None,
-    batches: Tensor | None,
-    *,
-    momentum: float,
-    eps: float,
-    activation: int,
-) -> Tensor | None:
+def training_step(x: Tensor, parameters: Parameters, options: native.StepOptions) -> Tensor | None:
     """y, normalized by the statistics of the batch; None where two calls of C cannot do it.
 
     Args:
         x: (N, C, H, W).
         parameters: γ and β (K, C), the head's weight (R, C) and bias (R), whose shapes fit.
-        running: mean and variance (C), which move by ``momentum``; None to leave them.
-        batches: how many there were; one more afterwards.
+        options: what autograd need not look at, in one argument.
     """
-    passes = fused.native_passes_for(x, (*parameters, *(running or ())))
-    if passes is None or x.shape[1] != parameters[0].shape[1] or not fused.can_count(batches):
+    passes = fused.native_passes_for(x, parameters, options)
+    if passes is None or x.shape[1] != parameters[0].shape[1]:
         return None
-    # In one, since autograd looks at every argument.
-    options = native.StepOptions(running, batches, momentum, eps, activation)
     y: Tensor = _TrainingStep.apply(x, *parameters, passes, options)  # type: ignore[no-untyped-call]
     return y
 

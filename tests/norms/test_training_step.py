@@ -81,11 +81,10 @@ def test_a_second_derivative_and_an_input_without_one() -> None:
 def test_what_it_cannot_do_is_left_to_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = AttentiveNorm2d(8, 3)
     parameters = (layer.weight, layer.bias, *layer.attention.parameters())
-    options = {"momentum": 0.1, "eps": 1e-5, "activation": Activation.NONE}
+    options = native.StepOptions(None, None, 0.1, 1e-5, Activation.NONE)
 
     def done(x: Tensor, parameters: tuple[Tensor, ...]) -> bool:
-        found = training_step(x, parameters, None, None, **options)  # type: ignore[arg-type]
-        return found is not None
+        return training_step(x, parameters, options) is not None  # type: ignore[arg-type]
 
     x = torch.randn(2, 8, 3, 3)
     assert done(x, parameters)
