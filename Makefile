@@ -35,20 +35,18 @@ grid-small: $(READY)
 	$(GRID_SMALL) recipe=rsb_a3 optim.lr=0.032
 
 detection-demo: $(READY)
-	test -f runs/demo_resnet50_an/best.pt || $(BIN)/python train.py +experiment=demo norm=an
-	$(BIN)/python train.py +experiment=detection_demo
-	$(BIN)/python eval.py checkpoint=runs/detection_demo/best.pt
+	$(BIN)/python scripts/demo.py detection
 
 tables-detection-small: $(READY)
 	$(BIN)/python scripts/tables_detection_small.py
 
 # Two processes of one thread each: most tests start programs and wait for them.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What is too long for make test, faults included.
 slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m "slow or not slow"
@@ -86,10 +84,10 @@ $(READY): pyproject.toml constraints.txt
 	@{ set -e; \
 	flock -n 9 || { echo "another make is installing here: waiting for it"; flock 9; }; \
 	if test $@ -nt pyproject.toml && test $@ -nt constraints.txt; then exit 0; fi; \
-	python=$${PYTHON:-$$(for p in python3 python3.13 python3.12 python3.11; do \
-	  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	python=$${PYTHON:-$$(for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
 	  && { echo $$p; break; }; done || true)}; \
-	test -n "$$python" || { echo "Python 3.11, 3.12 or 3.13 is needed: set PYTHON=/path/to/python"; exit 2; }; \
+	test -n "$$python" || { echo "Python 3.11 to 3.14 is needed: set PYTHON=/path/to/python"; exit 2; }; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv .venv; \
 	echo "installing into .venv, some minutes"; \
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q \

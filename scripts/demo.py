@@ -1,4 +1,8 @@
-"""``make demo``: train, evaluate and compare ResNet-50-AN and -BN on the built-in digits."""
+"""Train and evaluate on built-in images, as ``make demo`` and ``make detection-demo`` do.
+
+python scripts/demo.py              ResNet-50 with AN and with BN on digits, compared
+python scripts/demo.py detection    Mask R-CNN on scenes of digits, from the first of these
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ def run_dir(norm: str) -> Path:
 
 
 def precision() -> list[str]:
-    """The fastest of those that end at the same errors: on a CPU that has it, bfloat16."""
+    """Return the fastest setting that reaches the same error: bf16 on a CPU that is fast at it."""
     cpu = torch.device("cpu")
     return ["precision=bf16"] if not torch.cuda.is_available() and has_fast_bfloat16(cpu) else []
 
@@ -103,16 +107,38 @@ def show() -> None:
     )
 
 
-def main() -> None:
-    started = time.monotonic()
+def train(norm: str) -> None:
+    """Train the classifier with this normalizer; a finished one stays as it is."""
+    command("train.py", "+experiment=demo", f"norm={norm}", *precision())
+
+
+def classify() -> None:
+    """Train, evaluate and compare both classifiers."""
     for norm in NORMS:
-        command("train.py", "+experiment=demo", f"norm={norm}", *precision())
+        train(norm)
         command("eval.py", f"checkpoint={run_dir(norm)}/best.pt")
     show()
+
+
+def detect() -> None:
+    """Train and evaluate a detector whose backbone is the classifier with AN."""
+    if not (ROOT / run_dir("an") / "best.pt").exists():
+        train("an")
+    command("train.py", "+experiment=detection_demo", *precision())
+    command("eval.py", "checkpoint=runs/detection_demo/best.pt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", nargs="?", choices=["classification", "detection"])
+    task = parser.parse_args().task
+    os.chdir(ROOT)
+    started = time.monotonic()
+    detect() if task == "detection" else classify()
     CONSOLE.print(f"\ntook {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()  # it takes none
-    os.chdir(ROOT)
     main()

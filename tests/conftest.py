@@ -34,6 +34,8 @@ SMALL_RESNET = [
     "arch.timm_model=resnet10t",
     r"arch.attentive_sites='layer(\d)\.\d+\.bn2'",
 ]
+# The same with checkpoints of 5 MB, for tests that need no more of it than that it trains.
+TINY_RESNET = [*SMALL_RESNET, "arch.timm_model=test_resnet"]
 
 
 def write_photos(root: Path, val_images: int) -> Path:
@@ -57,9 +59,12 @@ def compose_config(*overrides: str) -> schema.Config:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The digits are built once per test session, outside the user's own cache."""
+    """Digits and passes in C are built once in a test session, outside the user's own cache."""
     previous = os.environ.get("ATTNORM_CACHE")
-    os.environ["ATTNORM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the folder above is that of all workers
+        folder = folder.parent
+    os.environ["ATTNORM_CACHE"] = str(folder / "cache")
     yield
     if previous is None:
         del os.environ["ATTNORM_CACHE"]

@@ -8,7 +8,6 @@ import re
 import runpy
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,12 @@ import yaml
 
 from attnorm.config import choices
 from tests.conftest import ROOT
+from tests.script import run_script
 
 
-@pytest.mark.parametrize("script", ["model_zoo.py", "docs_tables.py"])
+@pytest.mark.parametrize("script", ["model_zoo", "docs_tables"])
 def test_generated_pages_are_what_their_sources_say(script: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / script), "--check"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script(script, "--check")
     assert done.returncode == 0, done.stdout
 
 

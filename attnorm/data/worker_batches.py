@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from multiprocessing.sharedctypes import RawValue
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -57,6 +62,7 @@ class WorkerBatches(Generic[T]):
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            multiprocessing_context=_context() if workers else None,
             # Every start of the workers draws a seed. From torch's own generator it would shift
             # what a model draws, in a run that is continued in the middle of an epoch.
             generator=torch.Generator(),
@@ -107,6 +113,31 @@ class _Requests(Sampler[Request]):
     def __iter__(self) -> Iterator[Request]:
         for images in self._plan.batches(self.epoch, self.start_batch):
             yield Request(self.epoch, images)
+
+
+class _Flag:
+    """An event without a lock.
+
+    A worker that is killed while it reads a ``multiprocessing.Event`` keeps it locked, and this
+    process would wait for the lock forever when it sets the event to end the other workers.
+    """
+
+    def __init__(self) -> None:
+        self._value = RawValue("b", 0)
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
+
+    def set(self) -> None:
+        self._value.value = 1
+
+
+def _context() -> BaseContext:
+    """Start workers by fork, also where Python 3.14 would not: they share what is in memory."""
+    start_method = "fork" if sys.platform == "linux" else None
+    context = copy.copy(multiprocessing.get_context(start_method))
+    context.Event = _Flag  # type: ignore[assignment,method-assign]
+    return context
 
 
 def uninitialized_pixels(count: int) -> Tensor:

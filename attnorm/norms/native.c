@@ -80,7 +80,7 @@ static inline float limited(float value, const int act) {
 static inline float uncut(float gradient, float value, const int act) {
   if (act == NONE) return gradient;
   if (act == RELU) return value <= 0 ? 0 : gradient;
-  return (value <= 0) | (value >= 6) ? 0 : gradient;
+  return ((value <= 0) | (value >= 6)) ? 0 : gradient;
 }
 
 /* The call with the activation as a constant, which leaves no branch in its loops. */

@@ -1,7 +1,7 @@
 """The passes in C on a CPU, compiled at first use where there is a compiler.
 
 The shared object is kept in the user's cache under a name that stands for the source, the compiler
-and the processor. Where anything is missing, :func:`load` says so once and returns nothing.
+and the processor. Where anything is missing, :func:`load` logs it once and returns None.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +25,23 @@ from torch import Tensor
 
 from attnorm.files import cache_folder
 from attnorm.norms.passes import Collected
+from attnorm.processor import Processor, processor
 
 log = logging.getLogger(__name__)
 
 _SOURCE = Path(__file__).with_name("native.c")
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-_COMPILE_SECONDS = 60
+_FLAGS = ("-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_COMPILERS = ("gcc", "cc", "clang")
+_COMPILE_SECONDS = 300  # seconds on an idle machine, but some machines are not idle
+
+# For the instructions of torch's own kernels. Spelled one by one where -march=native could mean
+# more of them, and since -march=x86-64-v3 needs gcc 11.
+_INSTRUCTION_FLAGS = {
+    "AVX512": ("-march=native",),
+    "AVX2": ("-mavx2", "-mfma"),
+    "DEFAULT": (),
+    "NO AVX": (),
+}
 
 # Numbers of pointers, of sizes (N, C, P; K, R), of switches (and the thread count), and of floats.
 _SIGNATURES = {
@@ -301,44 +314,81 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 @cache
 def load(dtype: torch.dtype = torch.float32) -> NativePasses | None:
-    """The passes for activations of ``dtype``, float32 or bfloat16.
+    """Return the passes for activations of ``dtype``, float32 or bfloat16.
 
-    None (with one line in the log) where they cannot be had.
+    None if they are unavailable; the log says why, once. They run in one thread where the compiler's
+    OpenMP is not the one that torch has loaded (clang's beside GNU's): still faster than plain
+    torch operations on a few cores.
     """
-    flags = _FLAGS if dtype == torch.float32 else (*_FLAGS, "-DBFLOAT16")
-    try:
-        return NativePasses(ctypes.CDLL(str(_shared_object(flags)), mode=os.RTLD_NOW))
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        log.info("Attentive Normalization runs on plain torch operations here: %s", reason)
-        return None
+    reasons: list[object] = []
+    for openmp in ("-fopenmp", "-fopenmp-simd"):
+        try:
+            flags = (*instruction_flags(processor()), openmp)
+            passes = NativePasses(ctypes.CDLL(str(build(flags, dtype)), mode=os.RTLD_NOW))
+        except (OSError, subprocess.SubprocessError) as error:
+            reasons.append(getattr(error, "stderr", None) or error)
+            continue
+        if reasons:
+            log.info("Attentive Normalization runs in one thread: %s", reasons[0])
+        return passes
+    log.info("Attentive Normalization runs on plain torch operations: %s", reasons[0])
+    return None
 
 
-def _shared_object(flags: tuple[str, ...]) -> Path:
-    """Compile, unless the cache has it. Any number of processes may do this at the same time."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise OSError("no C compiler found (cc or gcc on PATH, or CC)")
+def instruction_flags(cpu: Processor) -> tuple[str, ...]:
+    """Return the compiler flags for the instructions that torch's kernels use on ``cpu``.
+
+    Raises:
+        OSError: not x86-64, where the passes were never run.
+    """
+    if cpu.architecture != "x86_64" or cpu.instructions not in _INSTRUCTION_FLAGS:
+        raise OSError(
+            f"the passes in C are for x86-64, not {cpu.architecture} ({cpu.instructions})"
+        )
+    return _INSTRUCTION_FLAGS[cpu.instructions]
+
+
+def build(flags: Sequence[str], dtype: torch.dtype) -> Path:
+    """Compile the passes unless the cache holds them, and return the path of the shared object.
+
+    Any number of processes may do this at the same time.
+
+    Raises:
+        OSError: there is no compiler, or the cache folder cannot be written.
+        subprocess.SubprocessError: the compiler failed.
+    """
+    compiler = _compiler()
+    flags = (*_FLAGS, *flags, *(("-DBFLOAT16",) if dtype == torch.bfloat16 else ()))
     target = cache_folder() / f"native-{_fingerprint(compiler, flags)}.so"
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built, objects = Path(folder) / target.name, Path(folder) / "native.o"
-        _execute(compiler, *flags, "-c", str(_SOURCE), "-o", str(objects))
+        _execute(*compiler, *flags, "-c", str(_SOURCE), "-o", str(objects))
         # Linked without OpenMP: its functions are then those of the runtime torch has loaded, so
         # both share one pool of threads. A torch without that runtime makes loading fail.
-        _execute(compiler, "-shared", str(objects), "-o", str(built))
+        _execute(*compiler, "-shared", str(objects), "-o", str(built))
         built.replace(target)
     return target
 
 
-def _fingerprint(compiler: str, flags: tuple[str, ...]) -> str:
+def _compiler() -> list[str]:
+    """The command of ``CC``, else of the first compiler on PATH: gcc, whose OpenMP is torch's."""
+    if command := shlex.split(os.environ.get("CC", "")):
+        return command
+    for name in _COMPILERS:
+        if path := shutil.which(name):
+            return [path]
+    raise OSError(f"no C compiler found ({', '.join(_COMPILERS)} on PATH, or CC)")
+
+
+def _fingerprint(compiler: Sequence[str], flags: Sequence[str]) -> str:
     """A home folder may be shared by machines with other processors."""
-    parts = [_SOURCE.read_text(), _execute(compiler, "--version"), *flags, platform.machine()]
-    processor = Path("/proc/cpuinfo")
-    if processor.is_file():
-        lines = processor.read_text().splitlines()
+    parts = [_SOURCE.read_text(), _execute(*compiler, "--version"), *flags, platform.machine()]
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
         parts += sorted({line for line in lines if line.startswith(("flags", "Features", "model"))})
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from attnorm.errors import UserError
+from attnorm.processor import processor
 
 AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -40,10 +41,8 @@ class Precision:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether ``precision=bf16`` is worth it: on a GPU, or a CPU with AVX512_BF16 or AMX."""
-    if device.type == "cuda":
-        return True
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Return True if ``precision=bf16`` is fast: on a GPU, or a CPU with AVX512_BF16 or AMX."""
+    return device.type == "cuda" or processor().has_fast_bfloat16
 
 
 def resolve_precision(name: str, device: torch.device) -> Precision:

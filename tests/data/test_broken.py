@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from itertools import chain
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,32 @@ def test_a_killed_worker_is_reported_with_the_likely_cause(make: Make) -> None:
         os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(UserError, match=r"worker .*killed.*out of memory: lower data\.workers"):
         list(batches)
+
+
+@pytest.mark.timeout(60, method="thread")  # a signal's exception would be lost in a destructor
+def test_a_worker_killed_while_it_holds_a_lock_does_not_block_the_end(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers ask an event before each batch; multiprocessing's own is locked meanwhile."""
+
+    def die_locked(event: Event) -> bool:
+        if multiprocessing.parent_process() is not None:
+            event._cond.acquire()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return is_set(event)
+
+    is_set = Event.is_set
+    monkeypatch.setattr(Event, "is_set", die_locked)
+    loader = make("torch", batch_size=2, workers=2)
+    batches = loader.epoch(0)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    with pytest.raises(UserError, match=r"lower data\.workers"):
+        list(batches)
+    loader.close()
+    gc.collect()
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize(

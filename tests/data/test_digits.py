@@ -69,10 +69,10 @@ def test_a_jpeg_shows_the_scan_it_was_made_from() -> None:
 
 
 def test_processes_that_build_at_once_get_one_complete_folder(tmp_path: Path) -> None:
-    processes = [build_in_another_process(tmp_path) for _ in range(3)]
+    processes = [build_in_another_process(tmp_path) for _ in range(2)]
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     (root,) = tmp_path.iterdir()  # nothing half-built is left
     assert contents(root) == contents(digits_root(None))
 

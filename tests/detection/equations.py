@@ -64,31 +64,27 @@ def taps(at: float, length: int) -> list[tuple[int, float]]:
     return [(low, low + 1 - at), (min(low + 1, length - 1), at - low)]
 
 
+def cell_means(start: float, side: float, cells: int, samples: int | None, length: int) -> Tensor:
+    """What each pixel of a line weighs in each cell of it: (cells, length)."""
+    count = samples or math.ceil(side)
+    weights = torch.zeros(cells, length, dtype=torch.float64)
+    for cell in range(cells):
+        for number in range(count):
+            for pixel, weight in taps(start + (cell + (number + 0.5) / count) * side, length):
+                weights[cell, pixel] += weight / count
+    return weights
+
+
 def roi_align(features: Tensor, box: Box, stride: int, cells: int, samples: int | None) -> Tensor:
     """Means of bilinear samples in each cell (He et al., 2017, §3): (C, cells, cells).
 
     ``samples`` in a cell and direction; None for as many as the cell has pixels, rounded up.
     """
-    channels, height, width = features.shape
+    _, height, width = features.shape
     x0, y0, x1, y1 = (value / stride for value in box)
-    w, h = max(x1 - x0, 1.0) / cells, max(y1 - y0, 1.0) / cells
-    down, across = samples or math.ceil(h), samples or math.ceil(w)
-    weights: dict[tuple[int, int], float] = {}  # by cell and pixel
-    for row in range(cells):
-        for column in range(cells):
-            for i in range(down):
-                for j in range(across):
-                    y = y0 + (row + (i + 0.5) / down) * h
-                    x = x0 + (column + (j + 0.5) / across) * w
-                    for r, weight_r in taps(y, height):
-                        for c, weight_c in taps(x, width):
-                            at = row * cells + column, r * width + c
-                            part = weight_r * weight_c / (down * across)
-                            weights[at] = weights.get(at, 0.0) + part
-    matrix = torch.zeros(cells * cells, height * width, dtype=torch.float64)
-    rows, columns = torch.tensor(list(weights)).T
-    matrix[rows, columns] = torch.tensor(list(weights.values()), dtype=torch.float64)
-    return (features.reshape(channels, -1) @ matrix.T).reshape(channels, cells, cells)
+    down = cell_means(y0, max(y1 - y0, 1.0) / cells, cells, samples, height)
+    across = cell_means(x0, max(x1 - x0, 1.0) / cells, cells, samples, width)
+    return torch.einsum("rh,chw,kw->crk", down, features, across)
 
 
 def pyramid_roi_align(maps: Sequence[Tensor], box: Box, cells: int) -> Tensor:

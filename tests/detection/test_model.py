@@ -198,17 +198,18 @@ def test_bfloat16_leaves_anchors_and_proposals_in_float32() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_trains_and_detects(kind: type[DetectorConfig]) -> None:
-    model = build(kind, score_threshold=0.0)
+    model = build(kind, score_threshold=0.0, detections_per_image=5)
     with torch.autocast("cpu", torch.bfloat16):
         torch.manual_seed(1)
         found = losses(model.train(), kind)
     torch.manual_seed(1)
-    exact = losses(model, kind)
+    with torch.no_grad():
+        exact = losses(model, kind)
     for name, loss in found.items():
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(exact[name].item(), rel=0.1, abs=0.02), name
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        output = model.eval()(images(), SIZES)
+        output = model.eval()(images()[1:, :, :, :64], SIZES[1:])
     assert isinstance(output, list)
     assert output[0].boxes.dtype == output[0].scores.dtype == torch.float32
 

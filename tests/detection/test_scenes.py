@@ -180,14 +180,14 @@ def test_scenes_are_made_once_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_processes_that_start_at_once_do_not_collide(tmp_path: Path) -> None:
-    config = scenes(tmp_path / "shared", num_train_scenes=20, num_val_scenes=4)
+    config = scenes(tmp_path / "shared", num_train_scenes=8, num_val_scenes=4)
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=scenes_root, args=(config,)) for _ in range(3)]
+    processes = [context.Process(target=scenes_root, args=(config,)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["shared"]
     check_coco(config, training=True)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,12 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch.multiprocessing.spawn import start_processes
 
+from attnorm.commands import evaluate, train
+from attnorm.data.workers import nothing_to_collect
 from tests.conftest import ROOT, SMALL_RESNET
+from tests.script import run_script
 
 SCENES = [
     *("task=detection", "data=digit_scenes", "data.num_train_scenes=20", "data.num_val_scenes=6"),
@@ -49,24 +55,26 @@ SETTINGS = [
 ]
 
 
-def command(
-    *arguments: str, processes: int = 1, check: bool = True
-) -> subprocess.CompletedProcess[str]:
-    """A command at the top of the checkout, with one thread a process."""
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [*start, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+def call(main: Callable[[Sequence[str]], int], *arguments: str) -> None:
+    """A command in this process, up to its end."""
+    assert main(arguments) == 0
+
+
+def evaluate_on_two_processes(*arguments: str) -> None:
+    """Both as torchrun would start them, forked from this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with nothing_to_collect():
+        start_processes(_evaluate, (port, arguments), 2, start_method="fork")
+
+
+def _evaluate(rank: int, port: int, arguments: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    call(evaluate.main, *arguments)
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
@@ -77,14 +85,22 @@ def tensors(value: Any) -> list[torch.Tensor]:
     return [t for part in value for t in tensors(part)] if isinstance(value, list) else []
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As many as the killed process has: sums are in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    command("train.py", *SETTINGS, f"hydra.run.dir={folder}")
+    call(train.main, *SETTINGS, f"hydra.run.dir={folder}")
     return folder
 
 
-@pytest.mark.xdist_group("detection_task")
 def test_a_run_that_is_killed_continues_to_the_same_bits(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     arguments = [*SETTINGS, "checkpoint.every_steps=3", f"hydra.run.dir={folder}"]
@@ -97,7 +113,7 @@ def test_a_run_that_is_killed_continues_to_the_same_bits(run: Path, tmp_path: Pa
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    command("train.py", *arguments)
+    call(train.main, *arguments)
     once, twice = (torch.load(path / "last.pt", weights_only=True) for path in (run, folder))
     assert twice["restarts"] == 1
     for part in ("model", "optimizer"):
@@ -106,17 +122,13 @@ def test_a_run_that_is_killed_continues_to_the_same_bits(run: Path, tmp_path: Pa
     assert once["scores"] == twice["scores"]
 
 
-@pytest.mark.xdist_group("detection_task")
 def test_an_evaluation_is_what_pycocotools_says_of_its_file_on_any_number_of_processes(
     run: Path, tmp_path: Path
 ) -> None:
-    results = []
-    for processes in (1, 2):
-        output = tmp_path / str(processes) / "eval.json"
-        output.parent.mkdir()
-        command("eval.py", f"checkpoint={run}/last.pt", f"output={output}", processes=processes)
-        results.append(json.loads(output.read_text()))
-    one, two = results
+    outputs = [tmp_path / processes / "eval.json" for processes in ("one", "two")]
+    call(evaluate.main, f"checkpoint={run}/last.pt", f"output={outputs[0]}")
+    evaluate_on_two_processes(f"checkpoint={run}/last.pt", f"output={outputs[1]}")
+    one, two = results = [json.loads(output.read_text()) for output in outputs]
     files = [Path(result.pop("predictions")) for result in results]
     assert one == two
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -143,23 +155,18 @@ def test_an_evaluation_is_what_pycocotools_says_of_its_file_on_any_number_of_pro
 
     again = tmp_path / "again.json"
     other = ["data.referee=hotcoco"] if find_spec("hotcoco") else []
-    command("eval.py", f"predictions={files[0]}", *SCENES[1:4], *other, f"output={again}")
+    call(evaluate.main, f"predictions={files[0]}", *SCENES[1:4], *other, f"output={again}")
     repeated = json.loads(again.read_text())
     assert repeated["AP_by_class"] == one["AP_by_class"]
     assert repeated["mask_AR100"] == one["mask_AR100"]
 
 
-@pytest.mark.xdist_group("detection_task")
 def test_a_picture_is_drawn_of_what_was_found(run: Path, tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     Image.new("RGB", (90, 70), (200, 30, 30)).save(photo)
-    done = command(
-        "scripts/predict.py",
-        f"checkpoint={run}/last.pt",
-        "score=0",
-        f"output={tmp_path}",
-        str(photo),
-    )
+    options = [f"checkpoint={run}/last.pt", "score=0", f"output={tmp_path}"]
+    done = run_script("predict", *options, str(photo))
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "photo.objects.png" in done.stdout.replace("\n", "")
     drawn = Image.open(tmp_path / "photo.objects.png")
     assert drawn.width / drawn.height == pytest.approx(90 / 70, rel=0.02)
@@ -185,14 +192,12 @@ def test_a_picture_is_drawn_of_what_was_found(run: Path, tmp_path: Path) -> None
 def test_a_mistake_ends_with_its_key_and_leaves_nothing(
     overrides: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from attnorm.commands.train import main
-
     kept = [a for a in SETTINGS if not (a.startswith("detector") and overrides == ["seed=7"])]
     if overrides == ["data=digits"]:
         kept = [a for a in kept if not a.startswith("data")]
     folder = tmp_path / "run"
     with pytest.raises(SystemExit) as end:
-        main([*kept, *overrides, f"hydra.run.dir={folder}"])
+        train.main([*kept, *overrides, f"hydra.run.dir={folder}"])
     assert end.value.code == 2
     error = capfd.readouterr().err
     assert message in " ".join(error.split()), error

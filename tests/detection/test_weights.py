@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import constants as hub
 from torch import nn
 
 from attnorm import config as schema
@@ -33,9 +32,15 @@ def classifier(arch: ArchConfig, norm: NormConfig) -> nn.Module:
     return model
 
 
+@cache
+def configured(*overrides: str) -> schema.Config:
+    """Composed once: nobody changes it."""
+    return compose_config(*SMALL_RESNET, "data=digits", *overrides)
+
+
 def write_checkpoint(path: Path, *overrides: str) -> tuple[schema.Config, nn.Module]:
     """What a run leaves behind, without the run."""
-    config = compose_config(*SMALL_RESNET, "data=digits", *overrides)
+    config = configured(*overrides)
     model = classifier(config.arch, config.norm)
     state = {
         "model": model.state_dict(),
@@ -144,7 +149,7 @@ def test_a_checkpoint_of_another_network_is_refused_by_its_config(
     tmp_path: Path, theirs: str, own: str, there: str, here: str
 ) -> None:
     write_checkpoint(tmp_path / "best.pt", *theirs.split())
-    config = compose_config(*SMALL_RESNET, *own.split())
+    config = configured(*own.split())
     message = refusal(backbone_of(config), tmp_path / "best.pt", config.arch, config.norm)
     assert message.startswith(f"weights={tmp_path / 'best.pt'} was trained with ")
     trained, run = message.split(", this run has ")
@@ -159,7 +164,7 @@ def test_a_detectors_checkpoint_is_refused(tmp_path: Path) -> None:
         compose_config("task=detection", "detector=mask_rcnn", "data=digit_scenes")
     )["detector"]
     save_checkpoint(state, tmp_path / "best.pt")
-    config = compose_config(*SMALL_RESNET, "norm=bn")
+    config = configured("norm=bn")
     message = refusal(backbone_of(config), tmp_path / "best.pt", config.arch, config.norm)
     assert "is the checkpoint of a detector" in message
     assert "give a classifier's" in message
@@ -208,20 +213,12 @@ def test_timms_batch_norms_are_not_for_another_normalizer() -> None:
     assert message.startswith("weights=timm has batch norms, but norm=an: give weights=")
 
 
-def test_without_a_network_the_hub_fails_with_one_message(tmp_path: Path) -> None:
-    code = (
-        "from tests.detection.networks import detector, tiny\n"
-        "from attnorm.config import load_norm\n"
-        "from attnorm.detection.backbone import build_backbone\n"
-        "from attnorm.detection.weights import load_backbone\n"
-        "from attnorm.errors import UserError\n"
-        "arch, norm = tiny(), load_norm('bn')\n"
-        "try: load_backbone(build_backbone(arch, norm, detector()), 'timm', arch, norm)\n"
-        "except UserError as error: print('refused:', error)\n"
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert "refused: weights=timm: weights of resnet10t could not be had from timm" in done.stdout
-    assert "Give weights= the path of a .pt" in done.stdout
+def test_without_a_network_the_hub_fails_with_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)  # what the variables of these names set
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    arch, norm = tiny(), load_norm("bn")
+    message = refusal(build_backbone(arch, norm, detector()), Path("timm"), arch, norm)
+    assert message.startswith("weights=timm: weights of resnet10t could not be had from timm")
+    assert "Give weights= the path of a .pt" in message

@@ -17,11 +17,11 @@ import torch
 
 from attnorm.training import checkpoint
 from attnorm.training.meter import PHASES
-from tests.conftest import ROOT, SMALL_RESNET, write_photos
+from tests.conftest import ROOT, TINY_RESNET, write_photos
 
 # Six epochs of six steps, a checkpoint every second step: there is nearly always one going on.
 SETTINGS = [
-    *SMALL_RESNET,
+    *TINY_RESNET,
     *("norm=an", "data=folder", "data.image_size=32", "data.resize_size=32"),
     *("epochs=6", "batch_size=6", "optim.lr=0.02", "loader=torch", "data.workers=0"),
     *("tracking.log_every=2", "tracking.tensorboard=false", "checkpoint.every_steps=2"),

@@ -17,7 +17,7 @@ from attnorm import config as schema
 from attnorm.__main__ import main
 from attnorm.models.build import build_model
 from attnorm.training import checkpoint
-from tests.conftest import ROOT, SHORT, SMALL_RESNET, compose_config, write_photos
+from tests.conftest import ROOT, SHORT, TINY_RESNET, compose_config, write_photos
 
 Report = Callable[..., None]
 
@@ -44,7 +44,7 @@ def _checkpoint(folder: Path, **changes: Any) -> Path:
     """A run folder with one checkpoint, whose stored config is changed by dotted keys."""
     config = compose_config(
         *SHORT,
-        *SMALL_RESNET,
+        *TINY_RESNET,
         "norm=bn",
         "data=folder",
         "data.image_size=32",
@@ -159,7 +159,7 @@ def test_a_run_is_not_continued_from_a_checkpoint_that_names_another_layer(folde
     """The stored config is compared, never built from."""
     _checkpoint(folder, norm__layer="evilmod.Evil")
     size = ["data=folder", "data.root=photos", "data.image_size=32", "data.resize_size=32"]
-    settings = [*SHORT, *SMALL_RESNET, "norm=bn", *size, "name=given"]
+    settings = [*SHORT, *TINY_RESNET, "norm=bn", *size, "name=given"]
     done = _attnorm(folder, "train", *settings)
     _refused(done, folder, "norm.layer: evilmod.Evil -> torch.nn.BatchNorm2d")
 
@@ -168,7 +168,7 @@ def test_weights_alone_are_loaded_whatever_the_file_says(folder: Path) -> None:
     """arch.pretrained takes tensors: the config beside them is not looked at."""
     path = _checkpoint(folder, norm__layer="evilmod.Evil")
     size = ["data=folder", "data.root=photos", "data.image_size=32", "data.resize_size=32"]
-    settings = [*SHORT, *SMALL_RESNET, "norm=bn", *size, "name=tuned", f"arch.pretrained={path}"]
+    settings = [*SHORT, *TINY_RESNET, "norm=bn", *size, "name=tuned", f"arch.pretrained={path}"]
     done = _attnorm(folder, "train", *settings, "epochs=1")
     assert done.returncode == 0, done.stderr
     assert not (folder / "imported").exists()

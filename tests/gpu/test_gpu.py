@@ -23,6 +23,8 @@ SMALL = Setting(torch.device("cpu"), small=True)
 # Elsewhere the same is done to real processes on CPUs (tests/faults, tests/run): walked by
 # make gpu DEVICE=cpu, as is what compiles for half a minute.
 WALKED_ELSEWHERE = {"two_gpus_faults", "two_gpus", "compiling"}
+# Three starts of train.py: tests/run/test_train.py stops and continues a run bit by bit in one.
+SLOW = {"whole_runs"}
 
 
 @pytest.mark.gpu
@@ -38,7 +40,14 @@ def test_check(name: str, tmp_path: Path) -> None:
     assert result["status"] == "passed", result
 
 
-@pytest.mark.parametrize("name", [name for name in CHECKS if name not in WALKED_ELSEWHERE])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=(pytest.mark.slow,) if name in SLOW else ())
+        for name in CHECKS
+        if name not in WALKED_ELSEWHERE
+    ],
+)
 def test_the_code_of_a_check_runs_without_a_gpu(name: str, tmp_path: Path) -> None:
     if name == "group" and torch.distributed.is_initialized():
         pytest.skip("this process has a group already")

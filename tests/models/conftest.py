@@ -2,8 +2,8 @@
 
 import functools
 
+import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import attnorm
 
@@ -14,6 +14,6 @@ COMBINATIONS = [(arch, norm) for arch in ARCHITECTURES for norm in NORMALIZERS]
 
 @functools.cache
 def structure(arch: str, norm: str) -> nn.Module:
-    """The network of one combination with fake weights. Not to be changed."""
-    with FakeTensorMode():
+    """The network of one combination with weights on meta. Not to be changed."""
+    with torch.device("meta"):
         return attnorm.create_model(arch, norm=norm)

@@ -18,10 +18,20 @@ EXPECTED = json.loads((Path(__file__).parent / "expected.json").read_text())
 
 
 @pytest.mark.parametrize(("arch", "norm"), COMBINATIONS)
-def test_counts_are_the_expected_ones(arch: str, norm: str) -> None:
-    model = structure(arch, norm)
-    counted = {"parameters": count_parameters(model), "macs": count_macs(model)}
-    assert counted == EXPECTED[arch][norm]
+def test_parameters_are_the_expected_ones(arch: str, norm: str) -> None:
+    assert count_parameters(structure(arch, norm)) == EXPECTED[arch][norm]["parameters"]
+
+
+# A network of few kinds of blocks with every normalizer, and the others with the paper's.
+COUNTED = [
+    pytest.param(arch, norm, marks=() if arch == "resnet50" or norm == "an" else pytest.mark.slow)
+    for arch, norm in COMBINATIONS
+]
+
+
+@pytest.mark.parametrize(("arch", "norm"), COUNTED)
+def test_macs_are_the_expected_ones(arch: str, norm: str) -> None:
+    assert count_macs(structure(arch, norm)) == EXPECTED[arch][norm]["macs"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -356,13 +355,6 @@ def _losses(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses)
-
-
-@pytest.fixture
-def forget_library() -> Iterator[None]:
-    native.load.cache_clear()
-    yield
-    native.load.cache_clear()
 
 
 @pytest.mark.usefixtures("forget_library")

@@ -43,12 +43,26 @@ REDUCING = ("moments_kernel", "reduce_kernel")
 COMPONENTS = (20, 64, 128)
 CASES: list[tuple[str, dict[str, Any]]] = [
     *(("moments_kernel", layout) for layout in LAYOUTS.values()),
-    *((name, {**layout, "ACTIVATION": 2}) for layout in LAYOUTS.values()
-      for name in ("apply_kernel", "reduce_kernel", "gradient_kernel")),
+    *((name, {**layout, "ACTIVATION": 2})
+      for name in ("apply_kernel", "reduce_kernel", "gradient_kernel")
+      for layout in LAYOUTS.values()),
     *((name, {**triton_passes._small_blocks(BLOCK_K=k), "SEPARATE": True})
       for name in ("head_kernel", "logits_backward_kernel") for k in COMPONENTS),
     *(("head_backward_kernel", triton_passes._small_blocks(BLOCK_R=rows)) for rows in COMPONENTS),
 ]  # fmt: skip
+
+
+def on_architectures(cases: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+    """Each on one architecture, a kernel's variants on different ones; slow on all others."""
+    return [
+        pytest.param(
+            *(name, constants, architecture),
+            marks=() if CASES.index((name, constants)) % 3 == place else (pytest.mark.slow,),
+            id=f"{name}-{CASES.index((name, constants))}-{architecture}",
+        )
+        for name, constants in cases
+        for place, architecture in enumerate(ARCHITECTURES)
+    ]
 
 
 def compiled(name: str, constants: dict[str, Any], architecture: int) -> Any:
@@ -103,10 +117,7 @@ def tool(name: str, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(
-    ("name", "constants"), CASES, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CASES)]
-)
+@pytest.mark.parametrize(("name", "constants", "architecture"), on_architectures(CASES))
 def test_kernels_fit_a_gpu_that_is_not_here_and_spill_nothing(
     name: str, constants: dict[str, Any], architecture: int, tmp_path: Path
 ) -> None:
@@ -119,13 +130,13 @@ def test_kernels_fit_a_gpu_that_is_not_here_and_spill_nothing(
     assert int(usage[2]) == 0, f"{name} keeps {usage[2]} bytes of its registers in memory"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", REDUCING)
+@pytest.mark.parametrize(
+    ("name", "constants", "architecture"),
+    on_architectures([case for case in CASES if case[0] in REDUCING]),
+)
 def test_the_loop_over_pixels_exchanges_nothing_between_threads(
-    name: str, layout: str, architecture: int
+    name: str, constants: dict[str, Any], architecture: int
 ) -> None:
-    constants = {**LAYOUTS[layout], **({"ACTIVATION": 2} if name == "reduce_kernel" else {})}
     ptx = compiled(name, constants, architecture).asm["ptx"]
     over_pixels = [
         loop for loop in loops(ptx) if any("ld.global" in line and ".b" in line for line in loop)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from attnorm.reporting import claims
 from attnorm.reporting.claims import claim
+from tests.reporting.runs import WITHOUT_TORCH
 
-HELD = """
+HELD = f"""{WITHOUT_TORCH}
 import subprocess, sys, time
 from pathlib import Path
 from attnorm.reporting.claims import claim

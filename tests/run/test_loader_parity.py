@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +10,13 @@ import pytest
 import torch
 
 from attnorm.commands.evaluate import main
+from attnorm.commands.train import main as train
 from attnorm.config import LabelledImagesConfig, LoaderConfig
 from attnorm.data.build import build_eval_loader, build_train_loader
 from attnorm.distributed import Placement
 from attnorm.errors import UserError
 from attnorm.run.loader_parity import chosen_loaders
-from tests.conftest import SHORT, SMALL_RESNET, write_photos
+from tests.conftest import SHORT, TINY_RESNET, write_photos
 
 TIMM = "attnorm.data.timm_loader.TimmLoader"
 
@@ -27,14 +26,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_photos(tmp_path_factory.mktemp("data") / "photos", val_images=7)
 
 
-def test_errors_are_those_of_each_loader_alone(
-    start: Callable[..., subprocess.CompletedProcess[str]], photos: Path, tmp_path: Path
-) -> None:
+def test_errors_are_those_of_each_loader_alone(photos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     data = ["data=folder", f"data.root={photos}", "data.image_size=32", "data.resize_size=35"]
-    arguments = [*SHORT, *SMALL_RESNET, *data, "norm=an", f"hydra.run.dir={folder}"]
-    done = start("train.py", *arguments, "batch_size=8")
-    assert done.returncode == 0, done.stderr
+    arguments = [*SHORT, *TINY_RESNET, *data, "norm=an", f"hydra.run.dir={folder}"]
+    assert train([*arguments, "batch_size=8"]) == 0
     checkpoint = f"checkpoint={folder / 'last.pt'}"
 
     assert main([checkpoint, "loaders=all"]) == 0
@@ -56,18 +52,14 @@ def test_errors_are_those_of_each_loader_alone(
 
 
 def test_what_one_loader_trained_is_evaluated_by_all(
-    start: Callable[..., subprocess.CompletedProcess[str]],
-    photos: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ["data=folder", f"data.root={photos}", "data.image_size=32", "data.resize_size=35"]
     checkpoints = []
     for loader, seed in (("dali", 1), ("torch", 2)):
         folder = tmp_path / loader
-        arguments = [*SHORT, *SMALL_RESNET, *data, f"loader={loader}", f"seed={seed}"]
-        done = start("train.py", *arguments, "batch_size=8", f"hydra.run.dir={folder}")
-        assert done.returncode == 0, done.stderr
+        arguments = [*SHORT, *TINY_RESNET, *data, f"loader={loader}", f"seed={seed}"]
+        assert train([*arguments, "batch_size=8", f"hydra.run.dir={folder}"]) == 0
         checkpoints.append(f"checkpoint={folder / 'last.pt'}")
 
     output = tmp_path / "both.json"

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,15 +10,8 @@ import torch
 
 from attnorm.run.train import run
 from attnorm.training import checkpoint, checkpoints
-from tests.conftest import ROOT, SHORT, SMALL_RESNET, compose_config, write_photos
-
-# train.py in a working folder of its own for each rank, as on machines that share no disk.
-APART = """
-import os, sys
-os.chdir(os.path.join(sys.argv[1], "node" + os.environ["RANK"]))
-from attnorm.commands.train import main
-sys.exit(main(sys.argv[2:]))
-"""
+from tests.conftest import SHORT, TINY_RESNET, compose_config, write_photos
+from tests.forked import Forked, ranks
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +21,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _settings(photos: Path) -> list[str]:
     size = ["data.image_size=32", "data.resize_size=32", "optim.lr=0.02"]
-    return [*SHORT, *SMALL_RESNET, "norm=an", "data=folder", f"data.root={photos}", *size]
+    return [*SHORT, *TINY_RESNET, "norm=an", "data=folder", f"data.root={photos}", *size]
 
 
-def _launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    script = folder / "apart.py"
-    script.write_text(APART)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return subprocess.run(
-        [sys.executable, *launcher, str(script), str(folder), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def _launch(folder: Path, *arguments: str) -> tuple[list[int], str]:
+    """Train in a working folder of its own for each rank, as on machines that share no disk.
+
+    Returns:
+        The exit status of each rank, and what both of them printed.
+    """
+    output = folder / "output.txt"
+    output.write_text("")
+    processes = [
+        Forked(folder / f"node{rank}", output, ["train", *arguments], environment)
+        for rank, environment in enumerate(ranks(2, LOCAL_WORLD_SIZE="1", LOCAL_RANK="0"))
+    ]
+    return [process.wait(240) for process in processes], output.read_text()
 
 
 def test_a_machine_without_the_run_folder_continues_where_the_others_do(
@@ -54,8 +45,8 @@ def test_a_machine_without_the_run_folder_continues_where_the_others_do(
     arguments = [*_settings(photos), "batch_size=6", "epochs=3", "name=pair"]
     for node in ("node0", "node1"):
         (tmp_path / node).mkdir()
-    whole = _launch(tmp_path, *arguments)
-    assert whole.returncode == 0, whole.stderr
+    status, printed = _launch(tmp_path, *arguments)
+    assert status == [0, 0], printed
     run_dir = tmp_path / "node0" / "runs" / "pair"
     end = checkpoint.load_checkpoint(run_dir / "last.pt")
     assert not (tmp_path / "node1" / "runs" / "pair" / "last.pt").exists()
@@ -65,8 +56,8 @@ def test_a_machine_without_the_run_folder_continues_where_the_others_do(
     numbered[-1].unlink()
     shutil.copy(numbered[-2], run_dir / "last.pt")
     shutil.rmtree(tmp_path / "node1" / "runs")
-    again = _launch(tmp_path, *arguments)
-    assert again.returncode == 0, again.stderr
+    status, printed = _launch(tmp_path, *arguments)
+    assert status == [0, 0], printed
     log = (tmp_path / "node1" / "runs" / "pair" / "log" / "rank1.log").read_text()
     assert "Continuing from runs/pair/last.pt: epoch 3, step 0 of 3" in log
     for name, value in end["model"].items():
@@ -78,11 +69,12 @@ def test_processes_refuse_together_what_one_of_them_cannot_do(photos: Path, tmp_
     (tmp_path / "node0").mkdir()
     (tmp_path / "node1").mkdir()
     (tmp_path / "node0" / "data").symlink_to(photos)
-    done = _launch(tmp_path, *_settings(photos), "data.root=data", "batch_size=6", "name=half")
-    assert done.returncode != 0
-    assert done.stderr.count("error: ") == 1
-    assert "data.root=" in done.stderr
-    assert "(rank 1)" in done.stderr
+    settings = [*_settings(photos), "data.root=data", "batch_size=6", "name=half"]
+    status, printed = _launch(tmp_path, *settings)
+    assert status == [2, 2], printed
+    assert printed.count("error: ") == 1
+    assert "data.root=" in printed
+    assert "(rank 1)" in printed
     assert not (tmp_path / "node0" / "runs").exists()
 
 

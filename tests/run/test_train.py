@@ -24,7 +24,7 @@ from attnorm.training import checkpoint
 from attnorm.training.interrupts import RunInterrupted
 from attnorm.training.step import TrainingStep
 from attnorm.training.task import Metrics
-from tests.conftest import SHORT, SMALL_RESNET, compose_config, write_photos
+from tests.conftest import SHORT, SMALL_RESNET, TINY_RESNET, compose_config, write_photos
 
 Start = Callable[..., CompletedProcess[str]]
 
@@ -36,8 +36,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _folder_config(photos: Path, *overrides: str) -> schema.Config:
-    data = ["data=folder", f"data.root={photos}", "data.image_size=64", "data.resize_size=64"]
-    return compose_config(*SHORT, *data, "batch_size=6", "optim.lr=0.05", *overrides)
+    data = ["data=folder", f"data.root={photos}", "data.image_size=32", "data.resize_size=32"]
+    settings = [*SHORT, *TINY_RESNET, *data, "batch_size=6", "optim.lr=0.05"]
+    return compose_config(*settings, *overrides)
 
 
 def _run(config: schema.Config, folder: Path) -> tuple[dict[str, Any], str]:
@@ -130,7 +131,7 @@ def test_tensorboard_gets_every_scalar_and_the_config(photos: Path, tmp_path: Pa
 EVERYTHING = [
     *("augment.policy=rand-m7-n2-mstd0.5-inc1", "augment.erasing=0.3", "augment.repeats=2"),
     *("augment.mixup=0.2", "augment.cutmix=1.0", "train.loss=binary_cross_entropy"),
-    *("data.train_size=32", "data.final_train_size=64", "data.train_size_ramp=[0.4,0.6]"),
+    *("data.train_size=24", "data.final_train_size=32", "data.train_size_ramp=[0.4,0.6]"),
     *("data.interpolation=bicubic", "ema.decay=0.9", "ema.every=3", "ema.warmup=true"),
     *("+arch.timm_options.drop_path_rate=0.2", "optim=lamb", "optim.lr=0.01"),
 ]

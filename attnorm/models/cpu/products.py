@@ -7,6 +7,7 @@ products read weights as they lie. Where there are many pixels its convolutions 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,24 +25,21 @@ from attnorm.models.cpu.convolution import (
     trains_now,
     windows_of,
 )
+from attnorm.processor import processor
 
 WEIGHTS_PER_PIXEL = 256
 """From how many weights for every pixel of the output on: measured, with little between 128 and
 1,024 in ResNet-50, DenseNet-161 and MobileNet-v2, float32 and bfloat16."""
-
-_DTYPES = (torch.float32, torch.bfloat16)
-_MEASURED = ("AVX2", "AVX512")
 
 
 def convolutions_as_products(model: nn.Module) -> nn.Module:
     """Let convolutions train as matrix products where that is faster; returns the model, changed.
 
     Names, weights and their layout stay; values are the convolution's up to rounding. Evaluation,
-    other layouts than channels_last, other types than float32 and bfloat16, and compiled models
-    run torch's convolutions. Where torch has no such operator, or for instructions on which nobody
-    has measured it, the model stays as it is.
+    other layouts than channels_last, types that :func:`product_dtypes` does not list, and compiled
+    models run torch's convolutions.
     """
-    if not has_products():
+    if not product_dtypes():
         return model
     for module in model.modules():
         if type(module) is nn.Conv2d and module.groups == 1 and is_plain(module):
@@ -49,10 +47,18 @@ def convolutions_as_products(model: nn.Module) -> nn.Module:
     return model
 
 
-def has_products() -> bool:
-    """Whether oneDNN's product of float32 matrices can be had, and is known to be fast here."""
-    has_operator = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return has_operator and torch.backends.cpu.get_cpu_capability() in _MEASURED
+@cache
+def product_dtypes() -> tuple[torch.dtype, ...]:
+    """Return the types in which oneDNN's matrix product works on this processor and is fast.
+
+    Empty without oneDNN, and for instructions with which the product was never measured. In bfloat16
+    oneDNN has no product without AVX512.
+    """
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return ()
+    if processor().instructions == "AVX512" and processor().has_bfloat16:
+        return (torch.float32, torch.bfloat16)
+    return (torch.float32,) if processor().instructions in ("AVX2", "AVX512") else ()
 
 
 class ProductConv2d(nn.Conv2d):
@@ -60,7 +66,7 @@ class ProductConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As :class:`torch.nn.Conv2d`; under autocast in its format."""
-        can = trains_now(self, x) and computing_dtype(x) in _DTYPES
+        can = trains_now(self, x) and computing_dtype(x) in product_dtypes()
         if not can or not self._is_worth_it(x):
             return super().forward(x)
         return run(_Convolution, self, x)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import time
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnorm import create_model
 from attnorm.models.cpu import depthwise
@@ -111,22 +111,37 @@ def test_the_depthwise_convolutions_of_a_network_and_no_others() -> None:
     assert not any(type(module) is DepthwiseConv2d for module in resnet.modules())
 
 
+class ConvolutionGradients(TorchDispatchMode):
+    """Records the gradients that torch's convolutions compute: (image, weights), and the stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[bool, bool, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.convolution_backward.default:
+            of_image, of_weights, _ = args[-1]
+            self.seen.append((of_image, of_weights, max(args[4])))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("side", "stride"), [(2, 1), (8, 2)])
-def test_no_gradient_is_a_trap(side: int, stride: int, dtype: torch.dtype) -> None:
-    """By torch alone some backward passes take hundreds of times as long as the forward pass."""
-    layer = nn.Conv2d(960, 960, 3, padding=1, stride=stride, groups=960, bias=False)
+@pytest.mark.parametrize(("side", "stride"), [(2, 1), (8, 2), (2, 2), (8, 1)])
+def test_the_two_slow_gradients_are_not_torchs(side: int, stride: int, dtype: torch.dtype) -> None:
+    """They take ten to hundreds of times as long as the forward pass."""
+    layer = nn.Conv2d(6, 6, 3, padding=1, stride=stride, groups=6, bias=False)
     layer = mend_depthwise_convolutions(layer).to(memory_format=torch.channels_last)
-    x = torch.randn(64, 960, side, side).to(dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 6, side, side).to(dtype).to(memory_format=torch.channels_last)
     x.requires_grad_()
-    forward, backward = [], []
-    for _ in range(5):
-        started = time.perf_counter()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            y = layer(x)
-        forward.append(time.perf_counter() - started)
-        dy = torch.ones_like(y)
-        started = time.perf_counter()
-        y.backward(dy)
-        backward.append(time.perf_counter() - started)
-    assert min(backward) < 40 * min(forward)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        y = layer(x)
+    with ConvolutionGradients() as gradients:
+        y.sum().backward()
+    weights_of_small_images = [of_weights for _, of_weights, _ in gradients.seen if side < 3]
+    strided_images = [
+        of_image for of_image, _, step in gradients.seen if step > 1 and dtype == torch.bfloat16
+    ]
+    assert gradients.seen
+    assert not any(weights_of_small_images + strided_images)

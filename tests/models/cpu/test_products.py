@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from typing import Any
 
 import pytest
@@ -12,10 +11,14 @@ from torch import Tensor, nn
 
 from attnorm import create_model
 from attnorm.models.cpu import products
-from attnorm.models.cpu.products import ProductConv2d, convolutions_as_products, has_products
+from attnorm.models.cpu.products import (
+    ProductConv2d,
+    convolutions_as_products,
+    product_dtypes,
+)
 
 pytestmark = pytest.mark.skipif(
-    not has_products(), reason="torch has no oneDNN here, or a CPU without AVX2"
+    not product_dtypes(), reason="torch has no oneDNN here, or a CPU without AVX2"
 )
 LAST = torch.channels_last
 KERNELS: list[dict[str, Any]] = [
@@ -37,13 +40,13 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "WEIGHTS_PER_PIXEL", 1e-9)
 
 
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the first factors of all products from now on."""
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """The factors of all products from now on."""
     seen, run = [], products._product
 
-    def counted(rows: Tensor, *others: Any) -> Tensor:
-        seen.append(tuple(rows.shape))
-        return run(rows, *others)
+    def counted(rows: Tensor, weight: Tensor, *others: Any) -> Tensor:
+        seen.append((rows, weight))
+        return run(rows, weight, *others)
 
     monkeypatch.setattr(products, "_product", counted)
     return seen
@@ -88,7 +91,7 @@ def test_values_and_gradients_are_the_convolutions(
     seen = calls(monkeypatch)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         found = outcome(ours, x, dy)
-    assert seen, "no product was taken"
+    assert bool(seen) == (dtype in product_dtypes())
     assert found[0].dtype == dtype
     assert found[0].is_contiguous(memory_format=LAST)
     tolerance = 2e-6 if dtype == torch.float32 else 2.0**-6
@@ -162,22 +165,24 @@ def test_a_step_of_a_network_is_close_to_float64(
             loss = model(x.to(next(model.parameters()).dtype)).square().mean()
         loss.backward()
         gradients[name] = torch.cat([p.grad.double().flatten() for p in model.parameters()])
-    assert len(seen) > 60, "products of the layers with small images"
+    # Those of the layers with small images; in bfloat16 torch's convolutions without AVX512.
+    assert len(seen) > 60 if dtype in product_dtypes() else not seen
     for name in ("plain", "ours"):
         distances.append((gradients[name] - gradients["exact"]).norm())
     assert distances[1] <= 1.5 * distances[0], "no further away than torch's convolutions"
 
 
-def test_pixels_at_a_distance_are_no_trap() -> None:
-    """For rows that are not dense oneDNN takes a thousand times as long."""
-    layer = nn.Conv2d(1024, 2048, 1, stride=2, bias=False).to(memory_format=LAST)
-    x = torch.randn(8, 1024, 2, 2).to(memory_format=LAST)
-    seconds = []
-    for one in (layer, convolutions_as_products(copy.deepcopy(layer))):
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            outcome(one, x)
-            times.append(time.perf_counter() - start)
-        seconds.append(min(times))
-    assert seconds[1] < 5 * seconds[0]
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("dtype", product_dtypes())
+@pytest.mark.parametrize("options", KERNELS, ids=str)
+def test_factors_are_dense(
+    options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For rows or columns with gaps between them oneDNN takes a thousand times as long."""
+    layer = convolutions_as_products(nn.Conv2d(4, 6, bias=False, **options).to(memory_format=LAST))
+    seen, x = calls(monkeypatch), torch.randn(2, 4, 7, 6).to(memory_format=LAST)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        outcome(layer, x)
+    assert seen
+    for factor in (factor for factors in seen for factor in factors):
+        assert factor.is_contiguous() or factor.t().is_contiguous()

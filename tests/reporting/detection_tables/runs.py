@@ -14,7 +14,7 @@ from PIL import Image
 from attnorm import config as schema
 from attnorm.files import write_json
 from attnorm.reporting.detection_tables import details
-from tests.conftest import compose_config
+from tests.reporting.runs import composed, with_seed
 
 STEPS = 2  # of an epoch
 
@@ -29,8 +29,9 @@ def write_detector(
     data: str = "digit_scenes",
 ) -> Path:
     """A run with these box APs by epoch, unfinished if fewer than ``epochs``; masks have 2 less."""
-    settings = [f"+experiment={experiment}", f"data={data}", f"epochs={epochs}", f"seed={seed}"]
-    config = compose_config(*settings, *overrides)
+    config = with_seed(
+        composed(f"+experiment={experiment}", f"data={data}", *overrides), seed, epochs=epochs
+    )
     name = "_".join((experiment.replace("/", "_"), data, *overrides, f"seed{seed}"))
     run = folder / name
     run.mkdir(parents=True)

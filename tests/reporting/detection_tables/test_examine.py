@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from attnorm.commands import train
 from attnorm.errors import UserError
 from attnorm.reporting.detection_tables import details, examine
 from attnorm.reporting.detection_tables.table import Result
 from attnorm.reporting.runs import read_run
-from tests.conftest import SHORT, SMALL_RESNET
+from tests.conftest import SMALL_RESNET
+from tests.reporting.models import write_checkpoint
+from tests.reporting.runs import write_run
 
 SETTINGS = ["task=detection", "detector=mask_rcnn", "data=digit_scenes", "batch_size=4"]
 SETTINGS += ["data.num_train_scenes=8", "data.num_val_scenes=3", "data.workers=0"]
@@ -25,12 +26,9 @@ SETTINGS += ["detector.score_threshold=0.01", "epochs=1", "tracking.tensorboard=
 SETTINGS += ["optim.lr=0.001", "name=seen", *SMALL_RESNET]
 
 
-def test_a_best_checkpoint_is_examined_once(
-    start: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    trained = start("train.py", *SETTINGS)
-    assert trained.returncode == 0, trained.stderr
+def test_a_best_checkpoint_is_examined_once(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "seen"
+    assert train.main([*SETTINGS, f"hydra.run.dir={folder}"]) == 0
     run = read_run(folder)
     examine.evaluate_missing([Result((run,))])
 
@@ -57,12 +55,8 @@ def test_a_best_checkpoint_is_examined_once(
     assert content["best"]["box_AP"] == run.best["box_AP"]
 
 
-def test_a_classifier_cannot_be_examined(
-    start: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    trained = start("train.py", *SHORT, "data=digits", "loader=synthetic", "loader.images=32",
-                    "name=sorted")  # fmt: skip
-    assert trained.returncode == 0, trained.stderr
-    folder = tmp_path / "runs" / "sorted"
+def test_a_classifier_cannot_be_examined(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "mobilenetv2", "bn", [50.0, 40.0, 30.0])
+    checkpoint = write_checkpoint(run, "bn")
     with pytest.raises(UserError, match="detects nothing"):
-        examine.write(read_run(folder), folder / "best.pt")
+        examine.write(read_run(run), checkpoint)

@@ -6,12 +6,13 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from attnorm.commands.evaluate import main
+from attnorm.commands import evaluate, train
 from attnorm.errors import UserError
 from attnorm.reporting.grid.plan import Grid
 from attnorm.reporting.grid.report import summary, write_report
@@ -21,7 +22,7 @@ from tests.reporting.runs import write_run
 from tests.script import run_script
 
 TINY = [
-    *("arch=mobilenetv2", "epochs=1", "batch_size=16", "loader=synthetic", "loader.images=32"),
+    *("arch=mobilenetv2", "epochs=1", "batch_size=32", "loader=synthetic", "loader.images=32"),
     *("tracking.tensorboard=false", "optim.lr=0.01", "tracking.log_every=1"),
 ]
 
@@ -68,42 +69,51 @@ def test_a_grid_that_cannot_be_trained_is_refused_at_once(
 
 
 def test_two_queues_share_a_grid_and_its_report_compares_seed_by_seed(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "run_table.py"), "--runs", str(tmp_path)]
-    command += ["norm=bn,an", "seed=0,1", *TINY]
-    queues = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [queue.communicate(timeout=300)[0] for queue in queues]
-    assert [queue.returncode for queue in queues] == [0, 0], outputs
-    trained = [re.findall(r"^\[\d/4\] (\w+)$", output, re.MULTILINE) for output in outputs]
-    assert sorted(trained[0] + trained[1]) == [
-        f"{norm}_mobilenetv2_seed{seed}" for norm in ("an", "bn") for seed in (0, 1)
-    ]
-    assert trained[0]
-    assert trained[1]
-    assert "| an | 2 |" in outputs[0]
+    arguments = ["--runs", str(tmp_path), "norm=bn,an", "seed=0", *TINY]
+    command = [sys.executable, str(ROOT / "scripts" / "run_table.py"), *arguments]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    _wait_for_a_claim(tmp_path / "queue", other)
+    ours = run_script("run_table", *arguments)
+    outputs = [ours.stdout, other.communicate(timeout=300)[0]]
+    assert [ours.returncode, other.returncode] == [0, 0], outputs
+    trained = [re.findall(r"^\[\d/2\] (\w+)$", output, re.MULTILINE) for output in outputs]
+    assert trained == [["an_mobilenetv2_seed0"], ["bn_mobilenetv2_seed0"]]
+    assert all("| an | 1 |" in output for output in outputs)
+    assert not list((tmp_path / "queue").glob("*.claim"))
+
+    again = run_script("run_table", *arguments)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before") == 2
+
+    for norm in ("bn", "an"):
+        folder = tmp_path / f"{norm}_mobilenetv2_seed1"
+        assert train.main([f"norm={norm}", "seed=1", *TINY, f"hydra.run.dir={folder}"]) == 0
+    _class_errors_are_those_of_the_last_checkpoints(tmp_path)
     records = json.loads((tmp_path / "report" / "grid.json").read_text())
     errors = {record["norm"]: record["top1_errors"] for record in records}
     an, bn = errors["an"], errors["bn"]
     expected = sum(a - b for a, b in zip(an, bn, strict=True)) / 2
     (to_bn,) = (record["to_bn"] for record in records if record["norm"] == "an")
     assert to_bn == pytest.approx(expected)
-    assert not list((tmp_path / "queue").glob("*.claim"))
 
-    again = run_script("run_table", "--runs", str(tmp_path), "norm=bn,an", "seed=0,1", *TINY)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("finished before") == 4
-    _class_errors_are_those_of_the_last_checkpoints(tmp_path)
+
+def _wait_for_a_claim(folder: Path, queue: subprocess.Popen[str]) -> None:
+    while not list(folder.glob("*.claim")):
+        assert queue.poll() is None, "it ended without a run"
+        time.sleep(0.02)
 
 
 def _class_errors_are_those_of_the_last_checkpoints(runs: Path) -> None:
     done = run_script("run_table", "--runs", str(runs), "--report", "--per-class")
     assert done.returncode == 0, done.stderr
+    assert "| an | 2 |" in done.stdout
     (rows,) = json.loads((runs / "report" / "classes.json").read_text()).values()
     assert [row["class"] for row in rows] == [str(digit) for digit in range(10)]
     of_seeds = []
     for seed in (0, 1):
         folder = runs / f"an_mobilenetv2_seed{seed}"
         stored = json.loads((folder / "per_class_final.json").read_text())
-        assert main([f"checkpoint={folder / 'last.pt'}"]) == 0
+        assert evaluate.main([f"checkpoint={folder / 'last.pt'}"]) == 0
         whole = json.loads((folder / "eval.json").read_text())["top1_error"]
         wrong = sum(n * e for n, e in zip(stored["images"], stored["top1_error"], strict=True))
         assert wrong / 360 == pytest.approx(whole)

@@ -18,6 +18,7 @@ import pytest
 from attnorm.reporting.queue import PlannedRun, run_all
 from attnorm.reporting.table1.table import build_table
 from tests.conftest import ROOT
+from tests.reporting.runs import WITHOUT_TORCH
 from tests.script import run_script
 
 ROWS = ["--rows", "mobilenetv2_an"]
@@ -88,7 +89,7 @@ def test_a_failed_run_is_told_and_the_rest_go_on(
     assert failed.message.startswith("error: epochs=0")
 
 
-KILLED = """
+KILLED = f"""{WITHOUT_TORCH}
 import sys
 from pathlib import Path
 from attnorm.reporting.queue import PlannedRun, run_all

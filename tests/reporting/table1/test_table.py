@@ -17,7 +17,8 @@ from attnorm.models.complexity import count_parameters
 from attnorm.reporting.table1.formats import to_csv, to_json, to_markdown
 from attnorm.reporting.table1.paper import NOTES, ROWS
 from attnorm.reporting.table1.table import Row, Table, build_table
-from tests.conftest import ROOT, compose_config
+from tests.conftest import ROOT
+from tests.reporting.runs import composed, with_seed
 from tests.script import run_script
 
 EXPECTED = json.loads((ROOT / "tests" / "models" / "expected.json").read_text())
@@ -27,7 +28,7 @@ def add_run(
     folder: Path, name: str, top1: float, *overrides: str, seed: int = 0, status: str = "finished"
 ) -> None:
     """A run folder as train.py leaves it."""
-    config = compose_config(*overrides, f"seed={seed}", "data.root=/data/imagenet")
+    config = with_seed(composed(*overrides, "data.root=/data/imagenet"), seed)
     run = folder / name
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(schema.to_container(config)))
@@ -208,6 +209,7 @@ def test_the_script_prints_the_table_and_refuses_a_folder_that_is_not_there(
     monkeypatch.chdir(tmp_path)
     done = run_script("table1")
     assert done.returncode == 0
+    assert "The paper's Table 1 beside ours, on ImageNet." in done.stdout
     assert done.stdout.count("\n| ResNet-") == 7
     assert "| – |" in done.stdout
     done = run_script("table1", "--runs", "gone")

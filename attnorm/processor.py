@@ -1,0 +1,49 @@
+"""The processor's instructions, as far as the choice of an implementation depends on them.
+
+torch's kernels, oneDNN's and ours each follow their own query, so this is the only place that asks.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+
+class Processor(NamedTuple):
+    """What this process may use of its processor.
+
+    Attributes:
+        architecture: ``"x86_64"``, ``"aarch64"``, ... as the operating system spells it.
+        instructions: Those of torch's kernels: ``"AVX512"``, ``"AVX2"``, ``"DEFAULT"`` (on x86-64
+            SSE2), or another architecture's. Follows ``ATEN_CPU_CAPABILITY``.
+        has_bfloat16: True if oneDNN computes in bfloat16; torch falls back to slower code of its own
+            otherwise. Follows ``ONEDNN_MAX_CPU_ISA``.
+        has_fast_bfloat16: True if there are instructions for products in bfloat16, and torch's
+            kernels and oneDNN are allowed to use them.
+    """
+
+    architecture: str
+    instructions: str
+    has_bfloat16: bool
+    has_fast_bfloat16: bool
+
+
+@cache
+def processor() -> Processor:
+    """Return what this process may use of its processor.
+
+    torch's cpuid queries (AVX512_BF16, AMX) ignore the two environment variables, so they come last.
+    """
+    instructions = torch.backends.cpu.get_cpu_capability()
+    onednn_has_bfloat16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    has_bfloat16 = onednn_has_bfloat16 is not None and bool(onednn_has_bfloat16())
+    is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return Processor(
+        platform.machine(),
+        instructions,
+        has_bfloat16,
+        instructions == "AVX512" and has_bfloat16 and is_fast,
+    )
