@@ -19,8 +19,8 @@ class Processor(NamedTuple):
         architecture: ``"x86_64"``, ``"aarch64"``, ... as the operating system spells it.
         instructions: Those of torch's kernels: ``"AVX512"``, ``"AVX2"``, ``"DEFAULT"`` (on x86-64
             SSE2), or another architecture's. Follows ``ATEN_CPU_CAPABILITY``.
-        has_bfloat16: True if oneDNN computes in bfloat16; torch falls back to slower code of its own
-            otherwise. Follows ``ONEDNN_MAX_CPU_ISA``.
+        has_bfloat16: True if oneDNN computes in bfloat16; otherwise torch falls back to slower
+            code of its own. Follows ``ONEDNN_MAX_CPU_ISA``.
         has_fast_bfloat16: True if there are instructions for products in bfloat16, and torch's
             kernels and oneDNN are allowed to use them.
     """
@@ -35,7 +35,7 @@ class Processor(NamedTuple):
 def processor() -> Processor:
     """Return what this process may use of its processor.
 
-    torch's cpuid queries (AVX512_BF16, AMX) ignore the two environment variables, so they come last.
+    torch's cpuid queries (AVX512_BF16, AMX) ignore the two environment variables: they come last.
     """
     instructions = torch.backends.cpu.get_cpu_capability()
     onednn_has_bfloat16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from attnorm import __version__
-from tests.conftest import ROOT, SMALL_RESNET
+from tests.conftest import ROOT, TINY_RESNET
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_installed_command_trains_and_evaluates_in_an_empty_folder(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    attnorm("train", *SMALL_RESNET, "norm=an", "epochs=1", "batch_size=128", "name=first")
+    attnorm("train", *TINY_RESNET, "norm=an", "epochs=1", "batch_size=128", "name=first")
     shown = attnorm("eval", "checkpoint=runs/first/best.pt")
     assert "top-1 error" in shown
     trained = json.loads((empty / "runs" / "first" / "result.json").read_text())

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def compose_node(
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
-    _register(stored)
+    _register_schemas()
+    if stored is not None:
+        _register_stored(stored)
     typed = [as_typed(override) for override in overrides]
     name = _STORED if stored is not None else "train"
     try:
@@ -83,8 +86,9 @@ def compose_node(
     return composed
 
 
-def _register(stored: Mapping[str, Any] | None) -> None:
-    """Put the schemas where Hydra finds them, and a stored config as options called "stored"."""
+@cache
+def _register_schemas() -> None:
+    """Put the schemas where Hydra finds them."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -92,8 +96,13 @@ def _register(stored: Mapping[str, Any] | None) -> None:
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
             store.store(group=f"{group}/schema", name=name, node=schema)
-    if stored is None:
-        return
+
+
+def _register_stored(stored: Mapping[str, Any]) -> None:
+    """Put a stored config where Hydra finds it, as options called "stored"."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
     values = with_schema_names(stored)
     defaults: list[Any] = ["config_schema"]
     for group in [key for key in values if (config_directory() / key).is_dir()]:

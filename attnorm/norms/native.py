@@ -316,9 +316,9 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 def load(dtype: torch.dtype = torch.float32) -> NativePasses | None:
     """Return the passes for activations of ``dtype``, float32 or bfloat16.
 
-    None if they are unavailable; the log says why, once. They run in one thread where the compiler's
-    OpenMP is not the one that torch has loaded (clang's beside GNU's): still faster than plain
-    torch operations on a few cores.
+    None if they are unavailable; the log says why, once. They run in one thread if the compiler's
+    OpenMP is not the one that torch has loaded (clang's beside GNU's), which is still faster than
+    plain torch operations on a few cores.
     """
     reasons: list[object] = []
     for openmp in ("-fopenmp", "-fopenmp-simd"):

@@ -138,6 +138,7 @@ def test_inputs_on_a_gpu_take_turns() -> None:
     assert len(rotated(lambda: next(numbers), torch.device("cpu"))) == 1
 
 
+@pytest.mark.slow
 def test_the_memory_of_each_loader_is_measured(tmp_path: Path) -> None:
     root, target = write_photos(tmp_path / "photos", val_images=1), tmp_path / "memory.json"
     options = ["--epochs", "4", "--image-size", "32", "--batch-size", "6", "--workers", "1"]
@@ -151,6 +152,7 @@ def test_the_memory_of_each_loader_is_measured(tmp_path: Path) -> None:
         assert row["growth, %"] == pytest.approx(100 * (last / second - 1))
 
 
+@pytest.mark.slow
 def test_the_time_to_the_first_step_is_that_of_a_real_run(tmp_path: Path) -> None:
     target = tmp_path / "start.json"
     overrides = [*SMALL_RESNET, "norm=bn", "data.image_size=32", "batch_size=8"]

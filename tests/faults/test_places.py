@@ -34,10 +34,10 @@ REPEATED = "nothing; steps since the checkpoint are repeated"
 
 @pytest.fixture
 def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A file system with room for three checkpoints of this run (60 MB each), not four."""
+    """A file system with room for three checkpoints of this run (5 MB each), not four."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    size = getattr(request, "param", "200m")
+    size = getattr(request, "param", "17m")
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
     if mounted.returncode:

@@ -8,8 +8,17 @@ from attnorm.config import SGDConfig
 from attnorm.training.optim import build_optimizer
 from tests.models.conftest import COMBINATIONS
 
+# AN and BN everywhere, and every normalizer in a residual and an inverted network.
+PLAIN = ("resnet50", "mobilenetv2")
+FAST = [
+    pytest.param(
+        arch, norm, marks=() if norm in ("bn", "an") or arch in PLAIN else pytest.mark.slow
+    )
+    for arch, norm in COMBINATIONS
+]
 
-@pytest.mark.parametrize(("arch", "norm"), COMBINATIONS)
+
+@pytest.mark.parametrize(("arch", "norm"), FAST)
 def test_it_builds_trains_a_step_and_evaluates(arch: str, norm: str) -> None:
     torch.manual_seed(0)
     model = attnorm.create_model(arch, norm=norm, num_classes=10)

@@ -24,7 +24,7 @@ from attnorm.training import checkpoint
 from attnorm.training.interrupts import RunInterrupted
 from attnorm.training.step import TrainingStep
 from attnorm.training.task import Metrics
-from tests.conftest import SHORT, SMALL_RESNET, TINY_RESNET, compose_config, write_photos
+from tests.conftest import SHORT, TINY_RESNET, compose_config, write_photos
 
 Start = Callable[..., CompletedProcess[str]]
 
@@ -56,7 +56,10 @@ def _lines(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn", "sn", "se", "an"])
+@pytest.mark.parametrize(
+    "norm",
+    ["bn", "sn", "an", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("gn", "se"))],
+)
 def test_each_normalizer_trains_on_digits_and_its_checkpoint_evaluates(
     norm: str, tmp_path: Path
 ) -> None:
@@ -287,7 +290,7 @@ def test_a_changed_bit_is_noticed_and_the_previous_checkpoint_used(
 
 
 def test_two_processes_train_and_evaluate_every_image_once(start: Start, tmp_path: Path) -> None:
-    arguments = [*SHORT, *SMALL_RESNET, "epochs=1", "batch_size=32", "name=pair", "norm=an"]
+    arguments = [*SHORT, *TINY_RESNET, "epochs=1", "batch_size=32", "name=pair", "norm=an"]
     done = start("train.py", *arguments, processes=2)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "pair"

@@ -51,8 +51,8 @@ def convolutions_as_products(model: nn.Module) -> nn.Module:
 def product_dtypes() -> tuple[torch.dtype, ...]:
     """Return the types in which oneDNN's matrix product works on this processor and is fast.
 
-    Empty without oneDNN, and for instructions with which the product was never measured. In bfloat16
-    oneDNN has no product without AVX512.
+    Empty without oneDNN, and for instructions with which the product was never measured. oneDNN has
+    no product in bfloat16 without AVX512.
     """
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return ()
