@@ -40,13 +40,15 @@ detection-demo: $(READY)
 tables-detection-small: $(READY)
 	$(BIN)/python scripts/tables_detection_small.py
 
-# Two processes of one thread each: most tests start programs and wait for them.
+# Two processes of one thread each: most tests start programs and wait for them. A file's tests share
+# what its first one makes, so one process runs them; in the order of the folders, since the files
+# with few tests, which would come last otherwise, are the longest.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What is too long for make test, faults included.
 slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m "slow or not slow"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from attnorm.processor import processor
 from attnorm.training.precision import AUTOCAST_DTYPES
 
 PRECISIONS = ("fp32", *AUTOCAST_DTYPES)
@@ -28,7 +29,7 @@ def default_device() -> torch.device:
 
 def describe_machine() -> str:
     """Processor or GPU, threads and versions, on one line."""
-    parts = [_processor(), f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"]
+    parts = [f"{_processor()} ({processor().instructions})", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"]
     if torch.cuda.is_available():
         parts.insert(0, torch.cuda.get_device_name())
     parts += [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
