@@ -29,7 +29,10 @@ def default_device() -> torch.device:
 
 def describe_machine() -> str:
     """Processor or GPU, threads and versions, on one line."""
-    parts = [f"{_processor()} ({processor().instructions})", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"]
+    parts = [
+        f"{_processor()} ({processor().instructions})",
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+    ]
     if torch.cuda.is_available():
         parts.insert(0, torch.cuda.get_device_name())
     parts += [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
