@@ -22,7 +22,10 @@ _CONTEXT.set_forkserver_preload(["attnorm.commands.train", "attnorm.commands.eva
 
 
 class Forked:
-    """``attnorm ARGUMENTS`` in a folder, in a session of its own, as :class:`subprocess.Popen`."""
+    """``attnorm ARGUMENTS`` in a folder, in a session of its own, as :class:`subprocess.Popen`.
+
+    What it prints is appended to the file ``output``; errors to ``errors``, if it is given.
+    """
 
     def __init__(
         self,
@@ -30,8 +33,9 @@ class Forked:
         output: Path,
         arguments: list[str],
         environment: Mapping[str, str] | None = None,
+        errors: Path | None = None,
     ) -> None:
-        given = (folder, output, arguments, dict(environment or {}))
+        given = (folder, output, errors or output, arguments, dict(environment or {}))
         self._process = _CONTEXT.Process(target=_enter, args=given)
         self._process.start()
         assert self._process.pid is not None
@@ -60,12 +64,15 @@ def ranks(count: int, **more: str) -> list[dict[str, str]]:
     return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank), **more} for rank in range(count)]
 
 
-def _enter(folder: Path, output: Path, arguments: list[str], environment: dict[str, str]) -> None:
+def _enter(
+    folder: Path, output: Path, errors: Path, arguments: list[str], environment: dict[str, str]
+) -> None:
     os.setsid()
     os.chdir(folder)
-    with output.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    sys.path.insert(0, str(folder))  # as python -m does
+    for path, descriptor in ((output, 1), (errors, 2)):
+        with path.open("a") as file:
+            os.dup2(file.fileno(), descriptor)
     os.environ.update(environment)
     warnings.simplefilter("ignore")
     sys.argv = [f"{arguments[0]}.py", *arguments[1:]]

@@ -17,9 +17,17 @@ from attnorm.data import build
 from attnorm.data.loader import Loader
 from attnorm.data.prepare.shards import write_shards
 from attnorm.data.shards import FORMATS
+from attnorm.data.workers import nothing_to_collect
 from attnorm.distributed import Placement
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _little_to_collect() -> Iterator[None]:
+    """A DALI loader that is closed collects garbage: not among all that is imported."""
+    with nothing_to_collect():
+        yield
 
 
 def photo(number: int, size: tuple[int, int]) -> Image.Image:

@@ -19,20 +19,12 @@ from attnorm.data.folder import ImageFolder, scan
 from attnorm.data.loader import Loader
 from attnorm.data.normalize import PixelNormalization
 from attnorm.data.sampling import Plan
-from attnorm.data.workers import nothing_to_collect
 from attnorm.distributed import Placement
 from attnorm.errors import UserError
 from tests.data.conftest import CPU, fill
 
 TORCH = LoaderConfig(name="torch")
 IN_THREES = Placement(CPU, batch_size=3)
-
-
-@pytest.fixture(autouse=True)
-def _little_to_collect() -> Iterator[None]:
-    """A DALI loader that is closed collects garbage: not among all that is imported."""
-    with nothing_to_collect():
-        yield
 
 
 def check(

@@ -11,18 +11,10 @@ from torch import Tensor
 from attnorm.data.loader import Loader
 from attnorm.data.sampling import Plan
 from attnorm.data.synthetic import SyntheticLoader
-from attnorm.data.workers import nothing_to_collect
 from attnorm.errors import UserError
 from tests.data.conftest import CPU, Make
 
 HARDWARE = "give it more CPU cores, or a faster disk than that of data.root"
-
-
-@pytest.fixture(autouse=True)
-def _little_to_collect() -> Iterator[None]:
-    """A DALI loader that is closed collects garbage: not among all that is imported."""
-    with nothing_to_collect():
-        yield
 
 
 class OwnLoader(Loader):

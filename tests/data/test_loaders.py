@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +19,11 @@ from attnorm.data.folder import scan
 from attnorm.data.loader import Loader
 from attnorm.data.normalize import PixelNormalization
 from attnorm.data.sampling import Plan, RandomCrop
-from attnorm.data.workers import nothing_to_collect
 from attnorm.errors import UserError
 from tests.data.conftest import CPU, Make
 
 REAL = ["torch", "dali"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@pytest.fixture(autouse=True)
-def _little_to_collect() -> Iterator[None]:
-    """A DALI loader that is closed collects garbage: not among all that is imported."""
-    with nothing_to_collect():
-        yield
 
 
 def collect(loader: Loader, epoch: int = 0, start_batch: int = 0) -> tuple[Tensor, Tensor]:

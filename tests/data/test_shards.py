@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,8 @@ import torch
 from attnorm.data.prepare.shards import write_shards
 from attnorm.data.sampling import SHARD_WINDOW, epoch_order
 from attnorm.data.shards import FORMATS, read_shards
-from attnorm.data.workers import nothing_to_collect
 from attnorm.errors import UserError
 from tests.data.conftest import Make
-
-
-@pytest.fixture(autouse=True)
-def _little_to_collect() -> Iterator[None]:
-    """A DALI loader that is closed collects garbage: not among all that is imported."""
-    with nothing_to_collect():
-        yield
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -18,6 +18,7 @@ from attnorm.__main__ import main
 from attnorm.models.build import build_model
 from attnorm.training import checkpoint
 from tests.conftest import ROOT, SHORT, TINY_RESNET, compose_config, write_photos
+from tests.forked import Forked
 
 Report = Callable[..., None]
 
@@ -71,6 +72,14 @@ def _checkpoint(folder: Path, **changes: Any) -> Path:
 
 
 def _attnorm(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    output, errors = folder / "output.txt", folder / "errors.txt"
+    process = Forked(folder, output, [*arguments], errors=errors)
+    return subprocess.CompletedProcess(
+        arguments, process.wait(120), output.read_text(), errors.read_text()
+    )
+
+
+def _attnorm_from_its_start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "attnorm", *arguments],
         cwd=folder,
@@ -111,7 +120,8 @@ def test_a_layer_that_a_checkpoint_names_is_not_imported(
 
 def test_a_person_may_allow_it_by_name(folder: Path) -> None:
     _checkpoint(folder, norm__layer="evilmod.Evil")
-    done = _attnorm(folder, *COMMANDS["eval"], "allow=evilmod.Evil", "loader=torch")
+    allowed = [*COMMANDS["eval"], "allow=evilmod.Evil", "loader=torch"]
+    done = _attnorm_from_its_start(folder, *allowed)
     assert done.returncode == 0, done.stderr
     assert (folder / "built").exists()
     assert json.loads((folder / "runs" / "given" / "eval.json").read_text())["images"] == 12
