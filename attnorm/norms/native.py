@@ -316,15 +316,15 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 def load(dtype: torch.dtype = torch.float32) -> NativePasses | None:
     """Return the passes for activations of ``dtype``, float32 or bfloat16.
 
-    None if they are unavailable; the log says why, once. They run in one thread if the compiler's
-    OpenMP is not the one that torch has loaded (clang's beside GNU's), which is still faster than
-    plain torch operations on a few cores.
+    None if they are unavailable; the log says why, once a dtype. They run in one thread if the
+    compiler's OpenMP is not the one that torch has loaded (clang's beside GNU's), which is still
+    faster than plain torch operations on a few cores.
     """
     reasons: list[object] = []
     for openmp in ("-fopenmp", "-fopenmp-simd"):
         try:
             flags = (*instruction_flags(processor()), openmp)
-            passes = NativePasses(ctypes.CDLL(str(build(flags, dtype)), mode=os.RTLD_NOW))
+            passes = NativePasses(_loaded(flags, dtype))
         except (OSError, subprocess.SubprocessError) as error:
             reasons.append(getattr(error, "stderr", None) or error)
             continue
@@ -333,6 +333,18 @@ def load(dtype: torch.dtype = torch.float32) -> NativePasses | None:
         return passes
     log.info("Attentive Normalization runs on plain torch operations: %s", reasons[0])
     return None
+
+
+def _loaded(flags: Sequence[str], dtype: torch.dtype) -> ctypes.CDLL:
+    """Load the shared object; a damaged one is built again."""
+    path = build(flags, dtype)
+    try:
+        return ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+    except OSError as error:
+        if "undefined symbol" in str(error):  # whole, but for another OpenMP
+            raise
+        path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(build(flags, dtype)), mode=os.RTLD_NOW)
 
 
 def instruction_flags(cpu: Processor) -> tuple[str, ...]:
@@ -375,7 +387,11 @@ def build(flags: Sequence[str], dtype: torch.dtype) -> Path:
 
 def _compiler() -> list[str]:
     """The command of ``CC``, else of the first compiler on PATH: gcc, whose OpenMP is torch's."""
-    if command := shlex.split(os.environ.get("CC", "")):
+    try:
+        command = shlex.split(os.environ.get("CC", ""))
+    except ValueError as error:
+        raise OSError(f"invalid CC={os.environ['CC']}: {error}") from error
+    if command:
         return command
     for name in _COMPILERS:
         if path := shutil.which(name):

@@ -174,6 +174,35 @@ def test_clang_alone_is_enough(
 
 @on_x86
 @pytest.mark.usefixtures("forget_library")
+def test_a_damaged_file_in_the_cache_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    monkeypatch.setenv("CC", "gcc -O1")
+    monkeypatch.setenv("ATTNORM_CACHE", str(tmp_path))
+    built = native.build((*instruction_flags(processor()), "-fopenmp"), torch.float32)
+    size = built.stat().st_size
+    built.write_bytes(b"")
+    with caplog.at_level("INFO"):
+        assert native.load() is not None
+    assert caplog.text == ""
+    assert built.stat().st_size == size
+
+
+@pytest.mark.usefixtures("forget_library")
+def test_a_compiler_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "gcc '")
+    monkeypatch.setenv("ATTNORM_CACHE", str(tmp_path))
+    with caplog.at_level("INFO"):
+        assert native.load() is None
+    assert "CC=gcc '" in caplog.text or "x86-64" in caplog.text
+
+
+@on_x86
+@pytest.mark.usefixtures("forget_library")
 def test_cc_may_have_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
