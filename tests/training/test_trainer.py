@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,9 @@ def test_label_smoothing_changes_the_loss_as_torch_defines_it(tmp_path: Path) ->
     assert metrics(tmp_path, "train")[0]["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
+@pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler"
+)
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_compiled_network_trains_like_the_one_it_is_made_of(mode: str, tmp_path: Path) -> None:
     """On a CPU reduce-overhead is a mode without graphs, but asks for the same calls."""
