@@ -13,7 +13,7 @@ import torch
 
 
 class Processor(NamedTuple):
-    """What this process may use of its processor.
+    """Instructions that this process may use.
 
     Attributes:
         architecture: ``"x86_64"``, ``"aarch64"``, ... as the operating system spells it.
@@ -33,13 +33,13 @@ class Processor(NamedTuple):
 
 @cache
 def processor() -> Processor:
-    """Return what this process may use of its processor.
+    """Return the instructions that this process may use.
 
     torch's cpuid queries (AVX512_BF16, AMX) ignore the two environment variables: they come last.
     """
     instructions = torch.backends.cpu.get_cpu_capability()
-    onednn_has_bfloat16 = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    has_bfloat16 = onednn_has_bfloat16 is not None and bool(onednn_has_bfloat16())
+    has_query = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    has_bfloat16 = has_query and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return Processor(
         platform.machine(),

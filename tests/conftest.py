@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def write_photos(root: Path, val_images: int) -> Path:
 def compose_config(*overrides: str) -> schema.Config:
     """The typed config that ``train.py`` gets from these arguments."""
     return schema.compose(overrides)
+
+
+@cache
+def composed(*overrides: str) -> schema.Config:
+    """Return the config of these overrides, composed once. Callers must not change it."""
+    return compose_config(*overrides)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,6 +11,13 @@ import pytest
 from attnorm import interpreter
 from tests.conftest import ROOT
 
+# Before a program: a package of the same files that does not import torch, as attnorm itself does.
+WITHOUT_TORCH = f"""
+import sys, types
+sys.modules["attnorm"] = package = types.ModuleType("attnorm")
+package.__path__ = [{str(ROOT / "attnorm")!r}]
+"""
+
 
 @dataclass(frozen=True)
 class Finished:

@@ -13,13 +13,8 @@ import pytest
 
 from attnorm.interpreter import without_collector
 from tests.conftest import ROOT
+from tests.script import WITHOUT_TORCH
 
-# A package of the same files that does not import torch and timm, as attnorm itself does.
-WITHOUT_TORCH = f"""
-import sys, types
-sys.modules["attnorm"] = package = types.ModuleType("attnorm")
-package.__path__ = [{str(ROOT / "attnorm")!r}]
-"""
 EXECUTE = "\nfrom attnorm.interpreter import execute\nexecute(command)\n"
 
 

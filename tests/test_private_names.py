@@ -98,9 +98,7 @@ def test_a_private_name_is_still_there(path: str, place: str, purpose: str) -> N
 
 @pytest.mark.parametrize(("library", "name", "place"), OPERATORS)
 def test_a_private_operator_is_still_there(library: str, name: str, place: str) -> None:
-    text = (ROOT / place).read_text()
-    assert f"torch.ops.{library}" in text
-    assert name in text
+    assert f"torch.ops.{library}.{name}(" in (ROOT / place).read_text()
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
     assert hasattr(getattr(torch.ops, library), name), f"{name} is gone; {place} needs it."

@@ -55,7 +55,7 @@ def step(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def report() -> dict[str, Any]:
-    """What is chosen in this process, and the results."""
+    """Choices of this process, and its results."""
     return {
         "instructions": processor().instructions,
         "bf16": processor().has_bfloat16,

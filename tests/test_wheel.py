@@ -109,7 +109,7 @@ def _python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_base_package_makes_models_and_names_the_extra_for_a_command(tmp_path: Path) -> None:
-    """What ``pip install attnorm`` brings is enough for a model with any normalizer of ours.
+    """``pip install attnorm`` is enough for a model with any normalizer of ours.
 
     Other modules cannot be found, as where the base package alone is installed.
     """

@@ -1,7 +1,7 @@
 """The passes in C on a CPU, compiled at first use where there is a compiler.
 
 The shared object is kept in the user's cache under a name that stands for the source, the compiler
-and the processor. Where anything is missing, :func:`load` logs it once and returns None.
+and the processor. Where anything is missing, :func:`load` logs the reason and returns None.
 """
 
 from __future__ import annotations

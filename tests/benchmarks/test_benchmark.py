@@ -196,7 +196,7 @@ def test_our_loaders_and_the_others_read_the_same_photographs(tmp_path: Path) ->
 
 
 def test_the_door_opens_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for a process in another folder: the benchmarks are neither loaded nor on the path."""
+    """Like a process in another folder: the benchmarks are neither loaded nor on the path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p).resolve() != ROOT])
     monkeypatch.setattr(sys, "path_importer_cache", {})

@@ -1,6 +1,5 @@
 """Table 1's experiments and the recipes compose to what their files say."""
 
-import functools
 import itertools
 import re
 from typing import Any
@@ -12,13 +11,7 @@ from attnorm.config import choices, config_directory
 from attnorm.errors import UserError
 from attnorm.models.build import build_model
 from attnorm.reporting.table1.paper import ROWS, PaperRow
-from tests.conftest import compose_config
-
-
-@functools.cache
-def composed(*overrides: str) -> Any:
-    """A config that several tests read. Not to be changed."""
-    return compose_config(*overrides)
+from tests.conftest import compose_config, composed
 
 
 def experiment(row: PaperRow) -> Any:

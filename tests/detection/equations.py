@@ -65,7 +65,7 @@ def taps(at: float, length: int) -> list[tuple[int, float]]:
 
 
 def cell_means(start: float, side: float, cells: int, samples: int | None, length: int) -> Tensor:
-    """What each pixel of a line weighs in each cell of it: (cells, length)."""
+    """Weights of the pixels of a line in each of its cells: (cells, length)."""
     count = samples or math.ceil(side)
     weights = torch.zeros(cells, length, dtype=torch.float64)
     for cell in range(cells):

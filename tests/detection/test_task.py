@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from torch.multiprocessing.spawn import start_processes
 from attnorm.commands import evaluate, train
 from attnorm.data.workers import nothing_to_collect
 from tests.conftest import ROOT, SMALL_RESNET
+from tests.forked import ranks
 from tests.script import run_script
 
 SCENES = [
@@ -62,18 +62,13 @@ def call(main: Callable[[Sequence[str]], int], *arguments: str) -> None:
 
 def evaluate_on_two_processes(*arguments: str) -> None:
     """Both as torchrun would start them, forked from this one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with nothing_to_collect():
-        start_processes(_evaluate, (port, arguments), 2, start_method="fork")
+        start_processes(_evaluate, (ranks(2), arguments), 2, start_method="fork")
 
 
-def _evaluate(rank: int, port: int, arguments: Sequence[str]) -> None:
+def _evaluate(rank: int, environments: Sequence[dict[str, str]], arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ.update(environments[rank])
     call(evaluate.main, *arguments)
 
 
@@ -87,7 +82,7 @@ def tensors(value: Any) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As many as the killed process has: sums are in the same order."""
+    """Use one thread, like the killed process, so that sums have the same order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

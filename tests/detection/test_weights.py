@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from attnorm.detection.weights import load_backbone
 from attnorm.errors import UserError
 from attnorm.models import build_model
 from attnorm.training.checkpoint import save_checkpoint
-from tests.conftest import SMALL_RESNET, compose_config
+from tests.conftest import SMALL_RESNET, compose_config, composed
 from tests.detection.networks import detector, randomize, tiny
 
 CLASSES = 7
@@ -32,10 +31,8 @@ def classifier(arch: ArchConfig, norm: NormConfig) -> nn.Module:
     return model
 
 
-@cache
 def configured(*overrides: str) -> schema.Config:
-    """Composed once: nobody changes it."""
-    return compose_config(*SMALL_RESNET, "data=digits", *overrides)
+    return composed(*SMALL_RESNET, "data=digits", *overrides)
 
 
 def write_checkpoint(path: Path, *overrides: str) -> tuple[schema.Config, nn.Module]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import platform
 import shutil
@@ -16,7 +15,7 @@ from attnorm.norms import fused, native
 from attnorm.norms.native import NativePasses, instruction_flags
 from attnorm.norms.passes import Activation
 from attnorm.processor import Processor, processor
-from tests.norms.test_batch import layers, outcome
+from tests.norms.test_batch import assert_no_sum_depends_on_threads, layers, outcome
 from tests.norms.test_fused import LAYOUTS, compare
 from tests.norms.test_fused import arguments as attentive_arguments
 
@@ -94,18 +93,7 @@ def test_batch_norm_is_torchs(shape: tuple[int, ...], layout: str, activation: s
 @pytest.mark.usefixtures("_built")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_sum_depends_on_the_number_of_threads(layout: str) -> None:
-    ours, _ = layers(200, "relu6")
-    x, dy = (torch.randn(16, 200, 3, 3).to(memory_format=LAYOUTS[layout]) for _ in range(2))
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5, 16):
-            torch.set_num_threads(threads)
-            results.append(outcome(copy.deepcopy(ours), x, dy))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            assert torch.equal(one, two)
+    assert_no_sum_depends_on_threads(LAYOUTS[layout])
 
 
 @pytest.mark.parametrize(

@@ -5,33 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from attnorm import config as schema
-from tests.conftest import ROOT, compose_config
+from tests.conftest import composed
 
 STEPS_PER_EPOCH = 2
 
-# Before a program: a package of the same files that does not import torch, as attnorm itself does.
-WITHOUT_TORCH = f"""
-import sys, types
-sys.modules["attnorm"] = package = types.ModuleType("attnorm")
-package.__path__ = [{str(ROOT / "attnorm")!r}]
-"""
-
-
-@cache
-def composed(*overrides: str) -> schema.Config:
-    """The config of these overrides, composed once; nobody may change it."""
-    return compose_config(*overrides)
-
 
 def with_seed(config: schema.Config, seed: int, **changes: Any) -> schema.Config:
-    """As ``seed=…`` would have made it of the config of seed 0, the run's name included."""
+    """Return the config of seed 0 with another seed, also in the run's name."""
     name = config.name.replace("_seed0", f"_seed{seed}")
     return dataclasses.replace(config, seed=seed, name=name, **changes)
 

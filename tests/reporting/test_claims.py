@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attnorm.reporting import claims
 from attnorm.reporting.claims import claim
-from tests.reporting.runs import WITHOUT_TORCH
+from tests.script import WITHOUT_TORCH
 
 HELD = f"""{WITHOUT_TORCH}
 import subprocess, sys, time

@@ -14,7 +14,8 @@ from PIL import Image
 from attnorm import config as schema
 from attnorm.files import write_json
 from attnorm.reporting.detection_tables import details
-from tests.reporting.runs import composed, with_seed
+from tests.conftest import composed
+from tests.reporting.runs import with_seed
 
 STEPS = 2  # of an epoch
 

@@ -22,9 +22,9 @@ from attnorm.reporting.detection_tables.formats import (
 )
 from attnorm.reporting.detection_tables.paper import METRICS, NOTES, ROWS, rows_of
 from attnorm.reporting.detection_tables.table import Row, Table, build_table
-from tests.conftest import ROOT
+from tests.conftest import ROOT, composed
 from tests.reporting.detection_tables.runs import write_detector
-from tests.reporting.runs import composed, write_run
+from tests.reporting.runs import write_run
 from tests.script import run_script
 
 BN, AN, HEAD = (f"table2/resnet50_{name}" for name in ("bn", "an", "an_an_head"))

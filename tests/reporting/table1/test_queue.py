@@ -18,8 +18,7 @@ import pytest
 from attnorm.reporting.queue import PlannedRun, run_all
 from attnorm.reporting.table1.table import build_table
 from tests.conftest import ROOT
-from tests.reporting.runs import WITHOUT_TORCH
-from tests.script import run_script
+from tests.script import WITHOUT_TORCH, run_script
 
 ROWS = ["--rows", "mobilenetv2_an"]
 # 4 epochs of 2 steps, without data: seconds, and long enough to be stopped in the middle.

@@ -17,8 +17,8 @@ from attnorm.models.complexity import count_parameters
 from attnorm.reporting.table1.formats import to_csv, to_json, to_markdown
 from attnorm.reporting.table1.paper import NOTES, ROWS
 from attnorm.reporting.table1.table import Row, Table, build_table
-from tests.conftest import ROOT
-from tests.reporting.runs import composed, with_seed
+from tests.conftest import ROOT, composed
+from tests.reporting.runs import with_seed
 from tests.script import run_script
 
 EXPECTED = json.loads((ROOT / "tests" / "models" / "expected.json").read_text())
