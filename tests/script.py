@@ -3,6 +3,7 @@
 import io
 import runpy
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
@@ -26,15 +27,23 @@ class Finished:
     stderr: str
 
 
+def exit_code(run: Callable[[], object], *argv: str) -> str | int | None:
+    """Run a program in this process with these arguments, and return what it exits with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", list(argv))
+        patch.setattr(interpreter, "execute", lambda command: sys.exit(command()))
+        try:
+            run()
+        except SystemExit as end:
+            return end.code
+    return 0
+
+
 def run_script(name: str, *arguments: str) -> Finished:
     """``python scripts/NAME.py ARGUMENTS``, up to its exit."""
     path = str(ROOT / "scripts" / f"{name}.py")
-    code, out, err = 0, io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", [path, *arguments])
-        patch.setattr(interpreter, "execute", lambda command: sys.exit(command()))
-        try:
-            runpy.run_path(path, run_name="__main__")
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        end = exit_code(lambda: runpy.run_path(path, run_name="__main__"), path, *arguments)
+    code = end if isinstance(end, int) else int(end is not None)
     return Finished(code, out.getvalue(), err.getvalue())

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnorm import interpreter
 from attnorm.errors import UserError
 from benchmarks import command
 from tests.conftest import write_photos
+from tests.script import exit_code
 
 
 @pytest.fixture
@@ -53,15 +53,8 @@ def _run_here(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """``python -m MODULE …`` in this process, up to its exit."""
     python, m, module, *arguments = line
     assert (python, m) == (sys.executable, "-m")
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    monkeypatch.setattr(interpreter, "execute", lambda command: sys.exit(command()))
     monkeypatch.delitem(sys.modules, module, raising=False)
-    code = None
-    try:
-        runpy.run_module(module, run_name="__main__")
-    except SystemExit as end:
-        code = end.code
-    assert not code
+    assert not exit_code(lambda: runpy.run_module(module, run_name="__main__"), module, *arguments)
 
 
 def test_every_contestant_trains_the_epoch_and_saves_the_same_weights_shapes(
