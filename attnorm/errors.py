@@ -1,5 +1,6 @@
 """The one exception for a person's mistakes: its message is all they see, so it says what to do."""
 
+import errno
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SECONDS_FOR_RANK_0 = 3
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 class UserError(ValueError):
@@ -19,16 +21,24 @@ class UserError(ValueError):
     """
 
 
+def is_unwritable(error: OSError) -> bool:
+    """Return True if the disk is full, the quota used up, or the file system read-only."""
+    return error.errno in _UNWRITABLE
+
+
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Turn a :class:`UserError` into its message, on rank 0 alone, and exit status 2.
 
-    And a Ctrl-C that nobody else takes into one word, and status 130.
+    A full or read-only disk is reported in the same way. An unhandled Ctrl-C prints one word and
+    exits with status 130.
     """
     _hear_interrupts()
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and not is_unwritable(error):
+            raise
         _say(f"error: {error}")
         if not _speaks():
             # torchrun ends all processes with the first that ends: rank 0 has to speak before.

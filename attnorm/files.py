@@ -65,6 +65,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def to_json(values: Any) -> str:
+    """Return ``values`` as indented JSON with a final newline."""
+    return json.dumps(values, indent=2) + "\n"
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all.
 
@@ -72,7 +77,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         UserError: the place cannot be written.
     """
     try:
-        write_text(path, json.dumps(values, indent=2) + "\n")
+        write_text(path, to_json(values))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,18 @@ class CheckpointManager:
         try:
             pending.result()
         except OSError as error:
-            raise UserError(
-                f"{self.run_dir} cannot be written: {error.strerror}. Training has stopped; the"
-                f" last good checkpoint is {self.run_dir / 'last.pt'}.\n"
-                "Make room or mount it again, then start the same command to continue."
-            ) from error
+            raise self.not_written(error) from error
+
+    def not_written(self, error: OSError) -> UserError:
+        """Return the error for a failed write into the run folder; it names the last checkpoint."""
+        if self._pending is not None:
+            wait([self._pending])  # it may still succeed and become the last one
+        last = self.run_dir / "last.pt"
+        left = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint"
+        return UserError(
+            f"{self.run_dir} cannot be written: {error.strerror}. Training has stopped; {left}.\n"
+            "Make room or mount it again, then start the same command to continue."
+        )
 
     def failed(self) -> bool:
         """Whether a write has already failed, without waiting for one that goes on."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from attnorm import config as schema
 from attnorm import distributed
 from attnorm.distributed import Process
-from attnorm.errors import UserError
-from attnorm.files import write_json
+from attnorm.errors import UserError, is_unwritable
+from attnorm.files import to_json, write_text
 from attnorm.tracking import Tracker
 from attnorm.training import optim, provenance, records
 from attnorm.training.advice import loader_advice
@@ -91,8 +91,16 @@ class Trainer:
 
         Raises:
             RunInterrupted: a signal asked to stop; the checkpoint is on the disk.
-            UserError: the loss is not finite, or a checkpoint cannot be written.
+            UserError: the loss is not finite, or the run folder cannot be written.
         """
+        try:
+            return self._fit(tracker)
+        except OSError as error:
+            if is_unwritable(error) or self.run_dir.as_posix() in str(error.filename):
+                raise self.checkpoints.not_written(error) from error
+            raise
+
+    def _fit(self, tracker: Tracker) -> dict[str, Any]:
         tracker.start(self.config.epochs)
         try:
             with self.interrupts:
@@ -298,5 +306,5 @@ class Trainer:
             "data": self.task.fingerprint() if self.process.is_main else {},
         }
         if self.process.is_main:
-            write_json(self.run_dir / "result.json", result)
+            write_text(self.run_dir / "result.json", to_json(result))
         return result

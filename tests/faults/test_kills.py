@@ -17,7 +17,7 @@ import pytest
 
 from attnorm.training import checkpoint
 from tests.conftest import ROOT
-from tests.faults.conftest import Launch, assert_same_end, lines, wait_for
+from tests.faults.conftest import SETTINGS, Launch, assert_same_end, lines, wait_for
 
 Start = Callable[..., Launch]
 Report = Callable[..., None]
@@ -33,18 +33,20 @@ EVERYTHING = [
 REPEATED = "nothing; steps since the checkpoint are repeated"
 
 
-@pytest.fixture
-def whole(launch: Start, tmp_path: Path) -> Path:
-    """The uninterrupted run."""
-    done = launch("name=whole")
+@pytest.fixture(scope="module")
+def whole_pair(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Uninterrupted run of two processes."""
+    folder = tmp_path_factory.mktemp("whole")
+    settings = [*SETTINGS, f"data.root={images}", "name=pair", "batch_size=3"]
+    done = Launch(folder, settings, processes=2)
     assert done.wait() == 0, done.text
-    return tmp_path / "runs" / "whole"
+    return folder / "runs" / "pair"
 
 
 @pytest.mark.parametrize(
     ("kills", "loader", "options"),
     [
-        pytest.param(3, "torch", []),
+        pytest.param(2, "torch", []),
         pytest.param(20, "torch", ["epochs=24"], marks=pytest.mark.slow),
         pytest.param(5, "dali", [*PLAIN, "epochs=10"], marks=pytest.mark.slow),
         pytest.param(3, "torch", EVERYTHING, marks=pytest.mark.slow),
@@ -83,11 +85,9 @@ def test_a_run_killed_at_random_moments_ends_bitwise_the_same(
 
 
 def test_sigterm_stops_two_processes_at_the_same_step_and_they_continue(
-    launch: Start, fault: Report, tmp_path: Path
+    whole_pair: Path, launch: Start, fault: Report, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "pair"
-    whole = launch("name=whole", "batch_size=3", processes=2)
-    assert whole.wait() == 0, whole.text
     started = launch("name=pair", "batch_size=3", processes=2)
     wait_for(lambda: len(lines(run, "train")) >= 2)
     os.kill(started.process.pid, signal.SIGTERM)
@@ -96,14 +96,13 @@ def test_sigterm_stops_two_processes_at_the_same_step_and_they_continue(
     assert (run / "last.pt").exists()
     again = launch("name=pair", "batch_size=3", processes=2)
     assert again.wait() == 0, again.text
-    assert_same_end(tmp_path / "runs" / "whole", run)
+    assert_same_end(whole_pair, run)
     fault("SIGTERM to torchrun with two processes, started again", 1)
 
 
 def test_torchrun_restarts_after_one_of_two_processes_was_killed(
-    whole: Path, launch: Start, fault: Report, tmp_path: Path
+    whole_pair: Path, launch: Start, fault: Report, tmp_path: Path
 ) -> None:
-    """Two processes see the statistics of half a batch each, so the reference is another pair."""
     run = tmp_path / "runs" / "pair"
     started = launch("name=pair", "batch_size=3", processes=2)
     wait_for(lambda: len(lines(run, "train")) >= 4)
@@ -112,7 +111,7 @@ def test_torchrun_restarts_after_one_of_two_processes_was_killed(
     events = [line["event"] for line in lines(run, "event")]
     assert events == ["started", "continued"]
     steps = [line["step"] for line in lines(run, "train")]
-    assert steps == [line["step"] for line in lines(whole, "train")]
+    assert steps == [line["step"] for line in lines(whole_pair, "train")]
     assert [line["images"] for line in lines(run, "eval")] == [12] * 6
     fault("SIGKILL of one of two processes, torchrun --max-restarts", 1)
 
@@ -186,8 +185,6 @@ def test_a_job_script_requeues_a_job_that_was_told_to_stop(
         (commands / name).write_text(f"#!/bin/bash\n{body}\n")
         (commands / name).chmod(0o755)
     shutil.copy(ROOT / "train.py", tmp_path)
-    from tests.faults.conftest import SETTINGS
-
     environment = {
         **os.environ,
         "PATH": f"{commands}:{os.environ['PATH']}",

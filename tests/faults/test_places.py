@@ -72,6 +72,20 @@ def test_a_full_disk_ends_with_a_message_and_the_last_checkpoint_continues(
     fault("disk full while a checkpoint is written", 1, REPEATED)
 
 
+@pytest.mark.parametrize("file", ["result.json", "metrics.jsonl"])
+def test_whatever_of_the_run_cannot_be_written_the_last_good_checkpoint_is_named(
+    file: str, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path, make_config(epochs=2, **{"checkpoint.every_steps": 1}))
+    tracker = make_tracker(tmp_path)
+    (tmp_path / file).mkdir()
+    with pytest.raises(UserError, match="cannot be written: Is a directory") as raised:
+        trainer.fit(tracker)
+    last = tmp_path / "last.pt"
+    assert last.exists()
+    assert f"the last good checkpoint is {last}" in str(raised.value)
+
+
 @pytest.mark.parametrize("small_disk", ["1m"], indirect=True)
 def test_a_disk_that_the_digits_fill_is_named_and_nothing_of_them_stays(small_disk: Path) -> None:
     with pytest.raises(
