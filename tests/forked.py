@@ -17,8 +17,8 @@ from pathlib import Path
 
 from attnorm.__main__ import main
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["attnorm.commands.train", "attnorm.commands.evaluate", __name__])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["attnorm.commands.train", "attnorm.commands.evaluate", __name__])
 
 
 class Forked:
@@ -36,7 +36,7 @@ class Forked:
         errors: Path | None = None,
     ) -> None:
         given = (folder, output, errors or output, arguments, dict(environment or {}))
-        self._process = _CONTEXT.Process(target=_enter, args=given)
+        self._process = CONTEXT.Process(target=_enter, args=given)
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid

@@ -84,7 +84,7 @@ def limited(instructions: str, *command: str, cwd: Path) -> subprocess.Completed
 
 
 @on_x86
-@pytest.mark.parametrize("instructions", LIMITS)
+@pytest.mark.parametrize("instructions", ["AVX2", pytest.param("DEFAULT", marks=pytest.mark.slow)])
 def test_choices_follow_the_limits_and_results_do_not(instructions: str, tmp_path: Path) -> None:
     command = "import json; from tests.test_processor import report; print(json.dumps(report()))"
     found = json.loads(limited(instructions, "-c", command, cwd=tmp_path).stdout)

@@ -57,6 +57,7 @@ def _run_here(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert not exit_code(lambda: runpy.run_module(module, run_name="__main__"), module, *arguments)
 
 
+@pytest.mark.slow
 def test_every_contestant_trains_the_epoch_and_saves_the_same_weights_shapes(
     args: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,7 @@ def test_a_folder_has_a_card_and_checksums(runs: dict[str, Path], tmp_path: Path
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
 
 
-@pytest.mark.parametrize("target", ["onnx", "torch_export"])
+@pytest.mark.parametrize("target", ["torch_export", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_graphs_compute_the_same(
     runs: dict[str, Path], tmp_path: Path, target: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

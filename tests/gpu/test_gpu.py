@@ -136,6 +136,7 @@ def test_the_bars_of_the_repository_can_be_read() -> None:
     assert Bars.of("another card") is None
 
 
+@pytest.mark.slow
 def test_a_check_that_hangs_is_stopped_with_what_it_started_and_is_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

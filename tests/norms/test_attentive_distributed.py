@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from attnorm.norms import AttentiveNorm2d
+from tests.forked import CONTEXT
 
 CASES: dict[str, dict[str, Any]] = {
     "sigmoid": {},
@@ -69,7 +70,12 @@ def _process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(_process, (str(folder),), nprocs=2)
+    processes = [CONTEXT.Process(target=_process, args=(rank, str(folder))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 

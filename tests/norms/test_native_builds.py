@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import platform
 import shutil
 from pathlib import Path
@@ -26,10 +27,16 @@ SHAPES = [(3, 83, 9, 9), (17, 40, 1, 1), (2, 16, 12, 70)]
 Builds = dict[torch.dtype, NativePasses]
 
 
+# Each compiler and each instruction set in make test, every pair in make slow.
+FAST = {("gcc", "-march=x86-64"), ("clang", "-march=x86-64-v3")}
+
+
 @pytest.fixture(
     scope="module",
-    params=[(compiler, flags) for compiler in ("gcc", "clang") for flags in FLAGS],
-    ids=" ".join,
+    params=[
+        pytest.param(pair, id=" ".join(pair), marks=() if pair in FAST else (pytest.mark.slow,))
+        for pair in itertools.product(("gcc", "clang"), FLAGS)
+    ],
 )
 def builds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Builds:
     compiler, flags = request.param
@@ -167,7 +174,7 @@ def test_a_damaged_file_in_the_cache_is_built_again(
 ) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
-    monkeypatch.setenv("CC", "gcc -O1")
+    monkeypatch.setenv("CC", "gcc -O0")
     monkeypatch.setenv("ATTNORM_CACHE", str(tmp_path))
     built = native.build((*instruction_flags(processor()), "-fopenmp"), torch.float32)
     size = built.stat().st_size
@@ -194,7 +201,7 @@ def test_a_compiler_that_cannot_be_read_is_named(
 def test_cc_may_have_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
-    monkeypatch.setenv("CC", "gcc -O1 '-DTWO WORDS'")
+    monkeypatch.setenv("CC", "gcc -O0 '-DTWO WORDS'")
     monkeypatch.setenv("ATTNORM_CACHE", str(tmp_path))
     assert native.load() is not None
 

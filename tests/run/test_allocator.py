@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from attnorm.run import allocator
-from tests.conftest import ROOT
+from tests.script import WITHOUT_TORCH
 
 # A step's worth of blocks, taken, filled and freed again and again; prints page faults of a step.
-STEPS = """
+STEPS = f"""{WITHOUT_TORCH}
 import ctypes, resource, sys
-sys.path.insert(0, sys.argv[1])
 from attnorm.run.allocator import keep_freed_memory
-if sys.argv[2] == "kept":
+if sys.argv[1] == "kept":
     assert keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
@@ -39,7 +38,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def _faults(how: str, **environment: str) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", STEPS, str(ROOT), how],
+        [sys.executable, "-c", STEPS, how],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

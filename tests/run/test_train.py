@@ -25,6 +25,7 @@ from attnorm.training.interrupts import RunInterrupted
 from attnorm.training.step import TrainingStep
 from attnorm.training.task import Metrics
 from tests.conftest import SHORT, TINY_RESNET, compose_config, write_photos
+from tests.forked import Forked, ranks
 
 Start = Callable[..., CompletedProcess[str]]
 
@@ -63,7 +64,8 @@ def _lines(folder: Path, kind: str) -> list[dict[str, Any]]:
 def test_each_normalizer_trains_on_digits_and_its_checkpoint_evaluates(
     norm: str, tmp_path: Path
 ) -> None:
-    config = compose_config(*SHORT, f"norm={norm}", "epochs=1", "batch_size=32", "optim.lr=0.2")
+    settings = [*SHORT, *TINY_RESNET, f"norm={norm}", "epochs=1", "batch_size=32", "optim.lr=0.2"]
+    config = compose_config(*settings)
     result, _ = _run(config, tmp_path / "run")
     losses = [line["loss"] for line in _lines(tmp_path / "run", "train")]
     assert len(losses) == 1437 // 32
@@ -306,14 +308,19 @@ def test_two_processes_train_and_evaluate_every_image_once(start: Start, tmp_pat
         assert line["slowest_data_wait"] >= line["data_wait"]
 
     options = ["checkpoint=runs/pair/best.pt", "loader=torch", "data.workers=0"]
-    assert start("eval.py", *options, "output=alone.json").returncode == 0
-    together = start("eval.py", *options, "output=together.json", "batch_size=7", processes=2)
-    assert together.returncode == 0, together.stderr
+    _evaluate(tmp_path, [*options, "output=alone.json"], [{}])
+    _evaluate(tmp_path, [*options, "output=together.json", "batch_size=7"], ranks(2))
     alone, pair = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("alone", "together"))
     assert alone["images"] == pair["images"] == 360
     assert alone["top1_error"] == pair["top1_error"] == _lines(run, "eval")[0]["top1_error"]
     assert alone["top5_error"] == pair["top5_error"]
     assert alone["loss"] == pytest.approx(pair["loss"], rel=1e-5)
+
+
+def _evaluate(folder: Path, arguments: list[str], group: list[dict[str, str]]) -> None:
+    output = folder / "output.txt"
+    processes = [Forked(folder, output, ["eval", *arguments], rank) for rank in group]
+    assert [process.wait(120) for process in processes] == [0] * len(group), output.read_text()
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 # torch is imported once, and every precision has a process that has heard of no other one.
@@ -32,6 +34,7 @@ for precision in ("fp32", "fp16", "tf32"):
 """
 
 
+@pytest.mark.slow
 def test_float32_is_ieee_unless_asked_otherwise_and_torch_still_exports_and_compiles() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM],

@@ -107,6 +107,7 @@ def test_what_is_printed_is_what_the_papers_claims_rest_on() -> None:
     assert {note for row in ROWS for note in row.notes} < set(NOTES)
 
 
+@pytest.mark.slow  # the same networks as in tests/detection/test_parameters.py
 def test_rows_have_our_exact_parameters(table: Table) -> None:
     rows = [*table.rows, *build_table(3).rows, *build_table(4).rows]
     assert len(rows) == 15
